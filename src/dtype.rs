@@ -1,0 +1,24 @@
+//! Element types, as run-time values: a tensor is not generic.
+
+use std::fmt;
+
+/// The type of a tensor's elements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DType {
+    /// 64-bit float: the golden reference of tests.
+    F64,
+    /// 32-bit float: everything the CPU computes; parameters' gradients, masters and moments everywhere.
+    F32,
+    /// 32-bit integer: token ids, positions, offsets.
+    I32,
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            DType::F64 => "f64",
+            DType::F32 => "f32",
+            DType::I32 => "i32",
+        })
+    }
+}

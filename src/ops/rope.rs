@@ -1,0 +1,36 @@
+//! Rotary positions. Forward: each pair (x_i, x_(i + HD/2)) of a head is turned by position x frequency_i. Backward: the
+//! turn the other way. Nothing is saved but the positions. Source: Su et al., "RoFormer", 2021 (half-split pairing).
+
+use crate::autograd::record;
+use crate::cpu;
+use crate::device::Device;
+use crate::error::Result;
+use crate::ops::{check, dout};
+use crate::tensor::{Tensor, floats};
+
+/// out [N, heads, HD]: the first `turned` heads of inp turned, the others copied. `table` [positions, HD] holds HD/2
+/// cosines and HD/2 sines a position; `positions` [N] (i32) must lie inside it.
+pub(crate) fn rope(inp: &Tensor, table: &Tensor, positions: &Tensor, turned: usize) -> Result<Tensor> {
+    let shapes = inp.shape().len() == 3 && inp.shape()[2] == table.width() && positions.len() == inp.rows();
+    check("rope", shapes && turned <= inp.shape()[1] && inp.dtype() == table.dtype(), &[inp, table, positions])?;
+    let inside = positions.read::<i32>().iter().all(|p| usize::try_from(*p).is_ok_and(|p| p < table.rows()));
+    check("rope: a position lies outside the table; it", inside, &[inp, table, positions])?;
+    let mut out = turn(inp, table, positions, turned, false)?;
+    let (table, positions) = (table.detach(), positions.detach());
+    let rule = move |grads: &[Option<Tensor>]| Ok(vec![Some(turn(dout(grads, 0)?, &table, &positions, turned, true)?)]);
+    record("rope", std::slice::from_mut(&mut out), &[inp], Box::new(rule));
+    Ok(out)
+}
+
+fn turn(inp: &Tensor, table: &Tensor, positions: &Tensor, turned: usize, back: bool) -> Result<Tensor> {
+    match inp.device() {
+        Device::Cpu => floats!(inp, T => {
+            let size = table.width();
+            let mut out = vec![T::default(); inp.len()];
+            let dims = [inp.width() / size, turned, size];
+            cpu::rope::forward(&mut out, &inp.read::<T>(), &table.read(), &positions.read(), dims, back);
+            let shape = [inp.rows(), dims[0], size];
+            Tensor::new(inp.device(), &shape, out)
+        }),
+    }
+}

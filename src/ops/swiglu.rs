@@ -1,0 +1,36 @@
+//! The gated activation. Forward: y = silu(gate) up. Backward, with s = sigmoid(gate): dgate = dy up (s + gate s (1 - s)),
+//! dup = dy gate s. Saved: the input. Source: Shazeer, "GLU variants improve transformer", 2020.
+
+use crate::autograd::record;
+use crate::cpu;
+use crate::device::Device;
+use crate::error::Result;
+use crate::ops::{check, dout};
+use crate::tensor::{Tensor, floats};
+
+/// out [N, F] from inp [N, 2 F]: gate and up side by side.
+pub(crate) fn swiglu(inp: &Tensor) -> Result<Tensor> {
+    check("swiglu", inp.shape().len() == 2 && inp.width().is_multiple_of(2), &[inp])?;
+    let (rows, width) = (inp.rows(), inp.width() / 2);
+    let mut out = match inp.device() {
+        Device::Cpu => floats!(inp, T => {
+            let mut out = vec![T::default(); rows * width];
+            cpu::swiglu::forward(&mut out, &inp.read::<T>(), width);
+            Tensor::new(inp.device(), &[rows, width], out)
+        }),
+    }?;
+    let saved = inp.detach();
+    let rule = move |grads: &[Option<Tensor>]| {
+        let dout = dout(grads, 0)?;
+        let dinp = match dout.device() {
+            Device::Cpu => floats!(dout, T => {
+                let mut dinp = vec![T::default(); saved.len()];
+                cpu::swiglu::backward(&mut dinp, &dout.read::<T>(), &saved.read(), width);
+                Tensor::new(dout.device(), saved.shape(), dinp)
+            }),
+        }?;
+        Ok(vec![Some(dinp)])
+    };
+    record("swiglu", std::slice::from_mut(&mut out), &[inp], Box::new(rule));
+    Ok(out)
+}
