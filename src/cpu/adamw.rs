@@ -33,13 +33,16 @@ pub(crate) fn step<T: Real>(weights: &mut [T], m: &mut [T], v: &mut [T], grads: 
     let eps = T::of(s.eps);
     let pieces = weights.par_chunks_mut(PIECE).zip(m.par_chunks_mut(PIECE)).zip(v.par_chunks_mut(PIECE));
     pieces.zip(grads.par_chunks(PIECE)).for_each(|(((w, m), v), g)| {
-        vectorized(|| {
-            for (((w, m), v), g) in w.iter_mut().zip(m).zip(v).zip(g) {
-                let g = *g * scale;
-                *m = b1 * *m + a1 * g;
-                *v = b2 * *v + a2 * g * g;
-                *w = *w * keep - rate * *m / ((*v).sqrt() / root + eps);
-            }
-        });
+        vectorized(
+            #[inline(always)]
+            || {
+                for (((w, m), v), g) in w.iter_mut().zip(m).zip(v).zip(g) {
+                    let g = *g * scale;
+                    *m = b1 * *m + a1 * g;
+                    *v = b2 * *v + a2 * g * g;
+                    *w = *w * keep - rate * *m / ((*v).sqrt() / root + eps);
+                }
+            },
+        );
     });
 }

@@ -196,20 +196,23 @@ pub(crate) fn forward_head<T: Real>(
     let count = lse.len();
     scratch.clear();
     scratch.resize(ROWS * padded(first + count), T::ZERO);
-    vectorized(|| {
-        let mut at = 0;
-        while at < count {
-            let (out, lse) = (&mut out[at * padded(size)..], &mut lse[at..]);
-            let queries = &queries[at * size..];
-            if count - at >= ROWS {
-                attend::<T, ROWS>(out, lse, queries, kv, [first + at, size], scratch);
-                at += ROWS;
-            } else {
-                attend::<T, 1>(out, lse, queries, kv, [first + at, size], scratch);
-                at += 1;
+    vectorized(
+        #[inline(always)]
+        || {
+            let mut at = 0;
+            while at < count {
+                let (out, lse) = (&mut out[at * padded(size)..], &mut lse[at..]);
+                let queries = &queries[at * size..];
+                if count - at >= ROWS {
+                    attend::<T, ROWS>(out, lse, queries, kv, [first + at, size], scratch);
+                    at += ROWS;
+                } else {
+                    attend::<T, 1>(out, lse, queries, kv, [first + at, size], scratch);
+                    at += 1;
+                }
             }
-        }
-    });
+        },
+    );
 }
 
 /// One (sequence, key head) of a packed batch.
@@ -411,13 +414,16 @@ impl<T: Real> Inputs<'_, T> {
             let dots = self.dots(&panels.dout, &self.out[span], [width, head * size]);
             let lse: Vec<T> = task.rows.clone().map(|n| self.lse[n * heads.heads + head]).collect();
             let mut dqueries = vec![T::ZERO; rows.next_multiple_of(ROWS) * wide];
-            vectorized(|| {
-                for first in (0..rows).step_by(BLOCK) {
-                    let block = first..(first + BLOCK).min(rows);
-                    scores_block(&mut panels, &lse, &dots, block.clone(), [rows, size]);
-                    gradient_block(&panels, block, [rows, size], &mut dqueries, &mut dkeys, &mut dvalues);
-                }
-            });
+            vectorized(
+                #[inline(always)]
+                || {
+                    for first in (0..rows).step_by(BLOCK) {
+                        let block = first..(first + BLOCK).min(rows);
+                        scores_block(&mut panels, &lse, &dots, block.clone(), [rows, size]);
+                        gradient_block(&panels, block, [rows, size], &mut dqueries, &mut dkeys, &mut dvalues);
+                    }
+                },
+            );
             columns.push((head * size, size, wide, dqueries));
         }
         columns.push((heads.key(task.head), size, wide, dkeys));

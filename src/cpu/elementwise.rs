@@ -5,21 +5,31 @@ use super::parallel;
 
 /// out = a + b, element by element.
 pub(crate) fn add<T: Real>(out: &mut [T], a: &[T], b: &[T]) {
-    parallel::rows(out, 64, |row, chunk| {
-        let first = row * 64;
-        let (a, b) = (&a[first..][..chunk.len()], &b[first..][..chunk.len()]);
-        for ((o, x), y) in chunk.iter_mut().zip(a).zip(b) {
-            *o = *x + *y;
-        }
-    });
+    parallel::rows(
+        out,
+        64,
+        #[inline(always)]
+        |row, chunk| {
+            let first = row * 64;
+            let (a, b) = (&a[first..][..chunk.len()], &b[first..][..chunk.len()]);
+            for ((o, x), y) in chunk.iter_mut().zip(a).zip(b) {
+                *o = *x + *y;
+            }
+        },
+    );
 }
 
 /// out += inp, element by element.
 pub(crate) fn add_assign<T: Real>(out: &mut [T], inp: &[T]) {
-    parallel::rows(out, 64, |row, chunk| {
-        let inp = &inp[row * 64..][..chunk.len()];
-        for (o, x) in chunk.iter_mut().zip(inp) {
-            *o += *x;
-        }
-    });
+    parallel::rows(
+        out,
+        64,
+        #[inline(always)]
+        |row, chunk| {
+            let inp = &inp[row * 64..][..chunk.len()];
+            for (o, x) in chunk.iter_mut().zip(inp) {
+                *o += *x;
+            }
+        },
+    );
 }

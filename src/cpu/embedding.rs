@@ -6,11 +6,16 @@ use super::parallel;
 
 /// out[n, :] = table[index[n], :], rows of `width` elements.
 pub(crate) fn forward<T: Real>(out: &mut [T], table: &[T], index: &[i32], width: usize) {
-    parallel::rows(out, width, |first, chunk| {
-        for (row, n) in chunk.chunks_exact_mut(width).zip(first..) {
-            row.copy_from_slice(&table[index[n] as usize * width..][..width]);
-        }
-    });
+    parallel::rows(
+        out,
+        width,
+        #[inline(always)]
+        |first, chunk| {
+            for (row, n) in chunk.chunks_exact_mut(width).zip(first..) {
+                row.copy_from_slice(&table[index[n] as usize * width..][..width]);
+            }
+        },
+    );
 }
 
 /// dtable[index[n], :] += dout[n, :], in the order of n, so that repeated indices add up in one order.

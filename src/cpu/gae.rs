@@ -3,17 +3,7 @@
 //! delta_t = r_t + gamma V_(t+1) - V_t, A_t = delta_t + gamma lam A_(t+1), V after the last token 0; returns = A + V.
 
 use super::math::Real;
-
-/// How the KL of a sampled token is estimated (Schulman, "Approximating KL divergence", 2020).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum KlEstimator {
-    /// d
-    K1,
-    /// d^2 / 2
-    K2,
-    /// exp(-d) - 1 + d
-    K3,
-}
+use crate::config::KlEstimator;
 
 impl KlEstimator {
     /// The estimate for one token's d = logprob - ref_logprob.

@@ -126,7 +126,9 @@ pub(crate) fn softplus<T: Real>(x: T) -> T {
     x.max_nan(T::ZERO) + (T::ONE + (-magnitude).exp()).ln()
 }
 
-/// Runs `work` compiled for the widest vector instructions of this machine.
+/// Runs `work` compiled for the widest vector instructions of this machine. A closure given to this function must be
+/// marked `#[inline(always)]`: one that is only called, not inlined, keeps the baseline's instructions, in which every
+/// fused multiply-add is a call.
 #[inline(always)]
 pub(crate) fn vectorized<R>(work: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(work)

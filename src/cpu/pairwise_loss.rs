@@ -9,28 +9,38 @@ pub(crate) const STATISTICS: usize = 3;
 
 /// The statistics [STATISTICS] of scores [2 P] = (chosen, rejected, chosen, ...) with margin [P].
 pub(crate) fn forward<T: Real>(statistics: &mut [T], scores: &[T], margin: &[T], centering: f64) {
-    parallel::sum_rows(statistics, margin.len(), |pairs, sum| {
-        for p in pairs {
-            let (chosen, rejected) = (scores[2 * p], scores[2 * p + 1]);
-            let gap = chosen - rejected;
-            let total = chosen + rejected;
-            sum[0] += softplus(-(gap - margin[p])) + T::of(centering) * total * total;
-            sum[1] += if chosen > rejected { T::ONE } else { T::ZERO };
-            sum[2] += gap;
-        }
-    });
+    parallel::sum_rows(
+        statistics,
+        margin.len(),
+        #[inline(always)]
+        |pairs, sum| {
+            for p in pairs {
+                let (chosen, rejected) = (scores[2 * p], scores[2 * p + 1]);
+                let gap = chosen - rejected;
+                let total = chosen + rejected;
+                sum[0] += softplus(-(gap - margin[p])) + T::of(centering) * total * total;
+                sum[1] += if chosen > rejected { T::ONE } else { T::ZERO };
+                sum[2] += gap;
+            }
+        },
+    );
 }
 
 /// dscores [2 P] of `scale` times the summed loss, times `dloss`.
 pub(crate) fn backward<T: Real>(dscores: &mut [T], scores: &[T], margin: &[T], centering: f64, scale: f64, dloss: T) {
     let factor = dloss * T::of(scale);
-    parallel::rows(dscores, 2, |first, chunk| {
-        for (d, p) in chunk.chunks_exact_mut(2).zip(first..) {
-            let (chosen, rejected) = (scores[2 * p], scores[2 * p + 1]);
-            let pull = -sigmoid(-(chosen - rejected - margin[p]));
-            let center = T::of(2.0 * centering) * (chosen + rejected);
-            d[0] = (pull + center) * factor;
-            d[1] = (center - pull) * factor;
-        }
-    });
+    parallel::rows(
+        dscores,
+        2,
+        #[inline(always)]
+        |first, chunk| {
+            for (d, p) in chunk.chunks_exact_mut(2).zip(first..) {
+                let (chosen, rejected) = (scores[2 * p], scores[2 * p + 1]);
+                let pull = -sigmoid(-(chosen - rejected - margin[p]));
+                let center = T::of(2.0 * centering) * (chosen + rejected);
+                d[0] = (pull + center) * factor;
+                d[1] = (center - pull) * factor;
+            }
+        },
+    );
 }

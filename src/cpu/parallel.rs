@@ -17,7 +17,12 @@ pub(crate) fn rows<T: Real>(out: &mut [T], width: usize, work: impl Fn(usize, &m
     }
     let serial = out.len() <= SERIAL;
     // `work` stands in one place, so that it is inlined into the vectorized call and compiled for its instructions.
-    let run = |(i, chunk): (usize, &mut [T])| vectorized(|| work(i * CHUNK, chunk));
+    let run = |(i, chunk): (usize, &mut [T])| {
+        vectorized(
+            #[inline(always)]
+            || work(i * CHUNK, chunk),
+        )
+    };
     if serial {
         out.chunks_mut(CHUNK * width).enumerate().for_each(run);
     } else {
@@ -37,7 +42,12 @@ pub(crate) fn rows2<T: Real>(
         return;
     }
     let serial = a.len() + b.len() <= SERIAL;
-    let run = |(i, (x, y)): (usize, (&mut [T], &mut [T]))| vectorized(|| work(i * CHUNK, x, y));
+    let run = |(i, (x, y)): (usize, (&mut [T], &mut [T]))| {
+        vectorized(
+            #[inline(always)]
+            || work(i * CHUNK, x, y),
+        )
+    };
     if serial {
         a.chunks_mut(CHUNK * wa).zip(b.chunks_mut(CHUNK * wb)).enumerate().for_each(run);
     } else {
@@ -52,7 +62,10 @@ pub(crate) fn sum_rows<T: Real>(out: &mut [T], rows: usize, work: impl Fn(std::o
     let chunks = rows.div_ceil(CHUNK);
     let partial = |i: usize| {
         let mut sum = vec![T::ZERO; width];
-        vectorized(|| work(i * CHUNK..((i + 1) * CHUNK).min(rows), &mut sum));
+        vectorized(
+            #[inline(always)]
+            || work(i * CHUNK..((i + 1) * CHUNK).min(rows), &mut sum),
+        );
         sum
     };
     let partials: Vec<Vec<T>> = if rows * width <= SERIAL {

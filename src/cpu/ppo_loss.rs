@@ -34,24 +34,29 @@ pub(crate) const STATISTICS: usize = 7;
 
 /// The statistics [STATISTICS] of these tokens. The loss is scale (policy sum + vf_coef value sum).
 pub(crate) fn forward<T: Real>(statistics: &mut [T], inputs: &Inputs<'_, T>, c: &Coefficients) {
-    parallel::sum_rows(statistics, inputs.logprobs.len(), |rows, sum| {
-        for n in rows {
-            let token = Token::new(inputs, n, c);
-            let delta = inputs.logprobs[n] - inputs.old_logprobs[n];
-            let terms = [
-                token.policy_loss,
-                token.value_loss,
-                T::of(0.5) * delta * delta,
-                if token.policy_clipped { T::ONE } else { T::ZERO },
-                if token.value_clipped { T::ONE } else { T::ZERO },
-                token.ratio,
-                token.ratio * token.ratio,
-            ];
-            for (s, t) in sum.iter_mut().zip(terms) {
-                *s += t;
+    parallel::sum_rows(
+        statistics,
+        inputs.logprobs.len(),
+        #[inline(always)]
+        |rows, sum| {
+            for n in rows {
+                let token = Token::new(inputs, n, c);
+                let delta = inputs.logprobs[n] - inputs.old_logprobs[n];
+                let terms = [
+                    token.policy_loss,
+                    token.value_loss,
+                    T::of(0.5) * delta * delta,
+                    if token.policy_clipped { T::ONE } else { T::ZERO },
+                    if token.value_clipped { T::ONE } else { T::ZERO },
+                    token.ratio,
+                    token.ratio * token.ratio,
+                ];
+                for (s, t) in sum.iter_mut().zip(terms) {
+                    *s += t;
+                }
             }
-        }
-    });
+        },
+    );
 }
 
 /// dlogprobs and dvalues of the loss, times `dloss`.
@@ -63,13 +68,19 @@ pub(crate) fn backward<T: Real>(
     dloss: T,
 ) {
     let (policy, value) = (dloss * T::of(c.scale), dloss * T::of(c.scale * c.vf_coef));
-    parallel::rows2(dlogprobs, dvalues, [1, 1], |first, dlogprobs, dvalues| {
-        for ((dl, dv), n) in dlogprobs.iter_mut().zip(dvalues).zip(first..) {
-            let token = Token::new(inputs, n, c);
-            *dl = token.dlogprob * policy;
-            *dv = token.dvalue * value;
-        }
-    });
+    parallel::rows2(
+        dlogprobs,
+        dvalues,
+        [1, 1],
+        #[inline(always)]
+        |first, dlogprobs, dvalues| {
+            for ((dl, dv), n) in dlogprobs.iter_mut().zip(dvalues).zip(first..) {
+                let token = Token::new(inputs, n, c);
+                *dl = token.dlogprob * policy;
+                *dv = token.dvalue * value;
+            }
+        },
+    );
 }
 
 /// One token's losses and their slopes.

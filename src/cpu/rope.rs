@@ -17,18 +17,23 @@ pub(crate) fn forward<T: Real>(
     let [heads, turned, size] = dims;
     let (width, half) = (heads * size, size / 2);
     let sign = if backward { -T::ONE } else { T::ONE };
-    parallel::rows(out, width, |first, chunk| {
-        for (row, n) in chunk.chunks_exact_mut(width).zip(first..) {
-            let x = &inp[n * width..][..width];
-            let (cos, sin) = table[positions[n] as usize * size..][..size].split_at(half);
-            for (o, x) in row.chunks_exact_mut(size).zip(x.chunks_exact(size)).take(turned) {
-                let ((o1, o2), (x1, x2)) = (o.split_at_mut(half), x.split_at(half));
-                for i in 0..half {
-                    o1[i] = x1[i] * cos[i] - x2[i] * sin[i] * sign;
-                    o2[i] = x2[i] * cos[i] + x1[i] * sin[i] * sign;
+    parallel::rows(
+        out,
+        width,
+        #[inline(always)]
+        |first, chunk| {
+            for (row, n) in chunk.chunks_exact_mut(width).zip(first..) {
+                let x = &inp[n * width..][..width];
+                let (cos, sin) = table[positions[n] as usize * size..][..size].split_at(half);
+                for (o, x) in row.chunks_exact_mut(size).zip(x.chunks_exact(size)).take(turned) {
+                    let ((o1, o2), (x1, x2)) = (o.split_at_mut(half), x.split_at(half));
+                    for i in 0..half {
+                        o1[i] = x1[i] * cos[i] - x2[i] * sin[i] * sign;
+                        o2[i] = x2[i] * cos[i] + x1[i] * sin[i] * sign;
+                    }
                 }
+                row[turned * size..].copy_from_slice(&x[turned * size..]);
             }
-            row[turned * size..].copy_from_slice(&x[turned * size..]);
-        }
-    });
+        },
+    );
 }

@@ -13,17 +13,22 @@ pub(crate) const OUTPUTS: usize = 4;
 /// out [R, OUTPUTS] from logits [R, V], targets [R].
 pub(crate) fn forward<T: Real>(out: &mut [T], logits: &[T], targets: &[i32], vocabulary: usize, temperature: T) {
     let inverse = T::ONE / temperature;
-    parallel::rows(out, OUTPUTS, |first, chunk| {
-        for (o, n) in chunk.chunks_exact_mut(OUTPUTS).zip(first..) {
-            let row = &logits[n * vocabulary..][..vocabulary];
-            let largest = max_of(row) * inverse;
-            let (sum, weighted) = exponentials(row, inverse, largest);
-            let lse = largest + sum.ln();
-            let target = row[targets[n] as usize] * inverse;
-            let hit = if target == largest { T::ONE } else { T::ZERO };
-            o.copy_from_slice(&[target - lse, sum.ln() - weighted / sum, hit, lse]);
-        }
-    });
+    parallel::rows(
+        out,
+        OUTPUTS,
+        #[inline(always)]
+        |first, chunk| {
+            for (o, n) in chunk.chunks_exact_mut(OUTPUTS).zip(first..) {
+                let row = &logits[n * vocabulary..][..vocabulary];
+                let largest = max_of(row) * inverse;
+                let (sum, weighted) = exponentials(row, inverse, largest);
+                let lse = largest + sum.ln();
+                let target = row[targets[n] as usize] * inverse;
+                let hit = if target == largest { T::ONE } else { T::ZERO };
+                o.copy_from_slice(&[target - lse, sum.ln() - weighted / sum, hit, lse]);
+            }
+        },
+    );
 }
 
 /// Sum of exp(z - largest), and of exp(z - largest) (z - largest).
@@ -64,24 +69,29 @@ pub(crate) fn backward<T: Real>(
     temperature: T,
 ) {
     let inverse = T::ONE / temperature;
-    parallel::rows(logits, vocabulary, |first, chunk| {
-        for (row, n) in chunk.chunks_exact_mut(vocabulary).zip(first..) {
-            let (entropy, lse) = (out[n * OUTPUTS + 1], out[n * OUTPUTS + 3]);
-            let down = -dlogprob[n] * inverse;
-            match dentropy.map(|d| d[n] * inverse).filter(|d| *d != T::ZERO) {
-                None => {
-                    for z in row.iter_mut() {
-                        *z = down * (*z * inverse - lse).exp();
+    parallel::rows(
+        logits,
+        vocabulary,
+        #[inline(always)]
+        |first, chunk| {
+            for (row, n) in chunk.chunks_exact_mut(vocabulary).zip(first..) {
+                let (entropy, lse) = (out[n * OUTPUTS + 1], out[n * OUTPUTS + 3]);
+                let down = -dlogprob[n] * inverse;
+                match dentropy.map(|d| d[n] * inverse).filter(|d| *d != T::ZERO) {
+                    None => {
+                        for z in row.iter_mut() {
+                            *z = down * (*z * inverse - lse).exp();
+                        }
+                    }
+                    Some(dentropy) => {
+                        for z in row.iter_mut() {
+                            let logp = *z * inverse - lse;
+                            *z = logp.exp() * (down - dentropy * (logp + entropy));
+                        }
                     }
                 }
-                Some(dentropy) => {
-                    for z in row.iter_mut() {
-                        let logp = *z * inverse - lse;
-                        *z = logp.exp() * (down - dentropy * (logp + entropy));
-                    }
-                }
+                row[targets[n] as usize] += dlogprob[n] * inverse;
             }
-            row[targets[n] as usize] += dlogprob[n] * inverse;
-        }
-    });
+        },
+    );
 }

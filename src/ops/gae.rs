@@ -3,8 +3,8 @@
 //! what stands here is a constant of the update.
 
 use crate::autograd::refuse_grad;
+use crate::config::KlEstimator;
 use crate::cpu;
-pub(crate) use crate::cpu::gae::KlEstimator;
 use crate::device::Device;
 use crate::error::Result;
 use crate::ops::check;

@@ -134,6 +134,16 @@ fn norms() {
 }
 
 #[test]
+fn query_and_key_norms() {
+    for (n, heads, kv_heads, size) in [(1, 1, 1, 1), (3, 4, 2, 5), (33, 2, 1, 3)] {
+        let heads = Heads { heads, kv_heads, size };
+        assert_gradients("qk_norm", &[&[n, heads.row()], &[size], &[size]], &|t| {
+            Ok(vec![rms_norm::qk_norm(&t[0], [&t[1], &t[2]], heads, 1e-2)?])
+        });
+    }
+}
+
+#[test]
 fn activations() {
     for (n, f) in [(1, 1), (3, 7), (70, 5)] {
         assert_gradients("swiglu", &[&[n, 2 * f]], &|t| Ok(vec![swiglu::swiglu(&t[0])?]));

@@ -6,6 +6,7 @@ use crate::autograd::{Grad, record};
 use crate::cpu;
 use crate::device::Device;
 use crate::error::Result;
+use crate::ops::attention::Heads;
 use crate::ops::{check, dout};
 use crate::tensor::{Tensor, floats};
 use std::sync::Arc;
@@ -74,5 +75,60 @@ impl Saved {
                 Tensor::new(dout.device(), self.inp.shape(), dinp)
             }),
         }
+    }
+}
+
+/// Qwen3's normalisation of each query and key head of qkv [N, row] over its own elements, with weights [HD] each;
+/// values pass as they are.
+pub(crate) fn qk_norm(qkv: &Tensor, weights: [&Tensor; 2], heads: Heads, eps: f64) -> Result<Tensor> {
+    check("qk_norm", qkv.width() == heads.row() && weights.iter().all(|w| w.len() == heads.size), &[qkv])?;
+    let q_width = heads.heads * heads.size;
+    let spans = [0..q_width, q_width..q_width + heads.kv_heads * heads.size];
+    let mut out = copy(qkv)?;
+    let mut saved = Vec::new();
+    for (span, weight) in spans.clone().into_iter().zip(weights) {
+        let (normed, save) = forward(&cut(qkv, span.clone(), heads.size)?, weight, eps)?;
+        paste(&out, span, &normed)?;
+        saved.push(save);
+    }
+    let rule = move |grads: &[Option<Tensor>]| {
+        let dout = dout(grads, 0)?;
+        let dinp = copy(dout)?;
+        for (span, saved) in spans.clone().into_iter().zip(&saved) {
+            paste(&dinp, span.clone(), &saved.backward(&cut(dout, span, saved.weight.len())?, None)?)?;
+        }
+        Ok(vec![Some(dinp), None, None])
+    };
+    record("qk_norm", std::slice::from_mut(&mut out), &[qkv, weights[0], weights[1]], Box::new(rule));
+    Ok(out)
+}
+
+fn copy(inp: &Tensor) -> Result<Tensor> {
+    match inp.device() {
+        Device::Cpu => floats!(inp, T => Tensor::new(inp.device(), inp.shape(), inp.read::<T>().to_vec())),
+    }
+}
+
+/// The columns `span` of every row, as rows of `size` elements.
+fn cut(inp: &Tensor, span: std::ops::Range<usize>, size: usize) -> Result<Tensor> {
+    match inp.device() {
+        Device::Cpu => floats!(inp, T => {
+            let data = inp.read::<T>();
+            let cut: Vec<T> = data.chunks_exact(inp.width()).flat_map(|row| &row[span.clone()]).copied().collect();
+            Tensor::new(inp.device(), &[cut.len() / size, size], cut)
+        }),
+    }
+}
+
+/// Puts what [`cut`] took back into the columns `span`.
+fn paste(out: &Tensor, span: std::ops::Range<usize>, inp: &Tensor) -> Result<()> {
+    match inp.device() {
+        Device::Cpu => floats!(inp, T => {
+            let (mut out_data, inp) = (out.write::<T>(), inp.read::<T>());
+            for (row, cut) in out_data.chunks_exact_mut(out.width()).zip(inp.chunks_exact(span.len())) {
+                row[span.clone()].copy_from_slice(cut);
+            }
+            Ok(())
+        }),
     }
 }

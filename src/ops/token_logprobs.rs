@@ -62,6 +62,18 @@ pub(crate) fn logits(hidden: &Tensor, weight: &Tensor) -> Result<Tensor> {
     super::matmul::linear(&hidden.detach(), &weight.detach(), None)
 }
 
+/// The log-probability of one token a row, from logits [R, V] that exist already.
+pub(crate) fn of_logits(logits: &Tensor, tokens: &[i32], temperature: f64) -> Result<Vec<f32>> {
+    check("token_logprobs", tokens.len() == logits.rows() && temperature > 0.0, &[logits])?;
+    match logits.device() {
+        Device::Cpu => floats!(logits, T => {
+            let mut out = vec![T::default(); tokens.len() * OUTPUTS];
+            cpu::token_logprobs::forward(&mut out, &logits.read::<T>(), tokens, logits.width(), temperature as T);
+            Ok(out.chunks_exact(OUTPUTS).map(|row| row[0] as f32).collect())
+        }),
+    }
+}
+
 fn column_of(out: &Tensor, column: usize) -> Result<Tensor> {
     match out.device() {
         Device::Cpu => floats!(out, T => {

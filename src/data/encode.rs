@@ -1,0 +1,516 @@
+//! Rows -> token examples of a stage, with every row and token entered in the ledger. A prompt and its completion are
+//! tokenised as one text; a token that begins at or after the boundary belongs to the completion.
+
+use std::ops::Range;
+
+use serde_json::Map;
+
+use super::formats::{self, Message, Pair, Parsed, SftBody, Turns};
+use super::ledger::{Ledger, Reason, Stage};
+use super::records::Row;
+use super::template::ChatTemplate;
+use super::tokenizer::{Encoding, Tokenizer};
+use crate::error::{Error, Result};
+
+/// How many bad rows one error names.
+const PLACES_SHOWN: usize = 5;
+
+/// What the loss of supervised fine-tuning learns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LossOn {
+    /// The completion of a prompt; of a conversation, the assistant's turns; of a plain text, all of it.
+    #[default]
+    Completion,
+    /// The assistant's turns, those in a prompt too. Only conversations have them.
+    Assistant,
+    /// Every token but the first, which nothing comes before.
+    All,
+}
+
+/// How rows become examples of supervised fine-tuning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SftOptions {
+    /// The longest example, in tokens; longer ones are cut at the end.
+    pub max_length: usize,
+    /// What the loss learns.
+    pub loss_on: LossOn,
+    /// Whether any loss of data is an error.
+    pub strict: bool,
+}
+
+/// How rows become pairs of a reward model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PairOptions {
+    /// The longest sequence, in tokens; a pair with a longer one is dropped.
+    pub max_length: usize,
+    /// Whether any loss of data is an error.
+    pub strict: bool,
+}
+
+/// How rows become prompts of PPO.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PromptOptions {
+    /// How many positions the model has, in tokens.
+    pub context: usize,
+    /// How many of them the response needs, in tokens.
+    pub response_length: usize,
+    /// Whether any loss of data is an error.
+    pub strict: bool,
+}
+
+/// An example of supervised fine-tuning.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SftExample {
+    /// The tokens.
+    pub ids: Vec<i32>,
+    /// Whether the loss learns to predict this token from those before it; never the first.
+    pub is_target: Vec<bool>,
+    /// The row.
+    pub place: String,
+}
+
+/// Two answers to one prompt.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PairExample {
+    /// The tokens of the prompt and the better answer.
+    pub chosen: Vec<i32>,
+    /// The tokens of the prompt and the worse answer.
+    pub rejected: Vec<i32>,
+    /// By how much the better one should win.
+    pub margin: f32,
+    /// The row.
+    pub place: String,
+}
+
+/// What a response is asked to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PromptExample {
+    /// The tokens.
+    pub ids: Vec<i32>,
+    /// The text that they stand for, a conversation as its template writes it.
+    pub text: String,
+    /// The row.
+    pub place: String,
+}
+
+/// The examples of a data set and what became of its rows.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Encoded<T> {
+    /// The examples, in the file's order.
+    pub examples: Vec<T>,
+    /// The account.
+    pub ledger: Ledger,
+}
+
+/// Rows -> examples of supervised fine-tuning.
+///
+/// Errors: those of [`formats::sft_body`] and of the template, `template-missing`, `template-not-prefix`,
+/// `loss-needs-conversation`, `eos-missing`, `max-length`, `dataset-nothing-left`, and with `strict` `strict-row-dropped`,
+/// `strict-row-cut`, `strict-text-lost`.
+pub fn encode_sft(
+    rows: &[Row],
+    tokenizer: &Tokenizer,
+    template: Option<&ChatTemplate>,
+    options: &SftOptions,
+) -> Result<Encoded<SftExample>> {
+    check_max_length(options.max_length)?;
+    let mut encoder = Encoder::new(tokenizer, template, Stage::Sft, options.strict);
+    let mut examples = Vec::new();
+    for row in rows {
+        let example = encoder.sft_row(row, options).map_err(|error| error.at_if_unplaced(&row.place))?;
+        examples.extend(example);
+    }
+    let kept = examples.iter().map(|example: &SftExample| example.ids.len() as u64).sum();
+    let targets = examples.iter().flat_map(|example| &example.is_target).filter(|is_target| **is_target).count();
+    encoder.close(examples, kept, targets as u64)
+}
+
+/// Rows -> pairs of a reward model. Errors as [`encode_sft`], and those of [`formats::pair`].
+pub fn encode_pairs(
+    rows: &[Row],
+    tokenizer: &Tokenizer,
+    template: Option<&ChatTemplate>,
+    options: &PairOptions,
+) -> Result<Encoded<PairExample>> {
+    check_max_length(options.max_length)?;
+    let mut encoder = Encoder::new(tokenizer, template, Stage::Reward, options.strict);
+    let mut examples = Vec::new();
+    for row in rows {
+        let example = encoder.pair_row(row, options).map_err(|error| error.at_if_unplaced(&row.place))?;
+        examples.extend(example);
+    }
+    let kept = examples.iter().map(|example: &PairExample| (example.chosen.len() + example.rejected.len()) as u64).sum();
+    encoder.close(examples, kept, 0)
+}
+
+/// Rows -> prompts of PPO. A prompt that leaves no room for the response is an error, not a loss: errors as
+/// [`encode_sft`], and `prompt-too-long`, `prompt-ends-with-assistant`, `response-length`.
+pub fn encode_prompts(
+    rows: &[Row],
+    tokenizer: &Tokenizer,
+    template: Option<&ChatTemplate>,
+    options: &PromptOptions,
+) -> Result<Encoded<PromptExample>> {
+    let PromptOptions { context, response_length, strict } = *options;
+    if response_length == 0 || response_length >= context {
+        let what = format!("a response of {response_length} tokens leaves no room for a prompt in {context} positions");
+        return Err(Error::usage("response-length", what).fix("choose another response_length"));
+    }
+    let longest = context - response_length;
+    let mut encoder = Encoder::new(tokenizer, template, Stage::Ppo, strict);
+    let mut examples = Vec::new();
+    let mut too_long: Vec<(String, usize)> = Vec::new();
+    for row in rows {
+        let example = encoder.prompt_row(row).map_err(|error| error.at_if_unplaced(&row.place))?;
+        let long = example.iter().filter(|example| example.ids.len() > longest);
+        too_long.extend(long.map(|example| (example.place.clone(), example.ids.len())));
+        examples.extend(example);
+    }
+    if let Some((first, _)) = too_long.first() {
+        let what = format!("{} of {} prompts are longer than {longest} tokens", too_long.len(), rows.len());
+        let shown = too_long.iter().take(PLACES_SHOWN).map(|(place, length)| format!("{place} has {length}"));
+        let shown: Vec<_> = shown.collect();
+        let more = if too_long.len() > PLACES_SHOWN { ", ..." } else { "" };
+        let why = format!("the model has {context} positions, and the response needs {response_length}; ");
+        let error = Error::input("prompt-too-long", what).at(first).because(why + &shown.join(", ") + more);
+        return Err(error.fix("shorten or remove these prompts, or lower response_length"));
+    }
+    let kept = examples.iter().map(|example: &PromptExample| example.ids.len() as u64).sum();
+    encoder.close(examples, kept, 0)
+}
+
+fn check_max_length(max_length: usize) -> Result<()> {
+    if max_length >= 2 {
+        return Ok(());
+    }
+    Err(Error::usage("max-length", format!("max_length is {max_length}; a sequence has at least 2 tokens")))
+}
+
+/// A text ready to be tokenised.
+struct Prepared {
+    text: String,
+    /// Which bytes the loss learns, ascending.
+    learnt: Vec<Range<usize>>,
+    /// Whether a chat template wrote it: it then has its own special tokens.
+    is_conversation: bool,
+}
+
+impl Prepared {
+    fn plain(text: String, learnt_from: usize) -> Self {
+        let learnt = vec![learnt_from..text.len()];
+        Self { text, learnt, is_conversation: false }
+    }
+
+    fn conversation(text: String, learnt: Vec<Range<usize>>) -> Self {
+        Self { text, learnt, is_conversation: true }
+    }
+
+    /// How many tokens begin before a place where learning begins or ends, and end behind it.
+    fn count_straddling(&self, offsets: &[(usize, usize)]) -> u64 {
+        let places: Vec<usize> = self.learnt.iter().flat_map(|span| [span.start, span.end]).collect();
+        let straddles = |(start, end): &&(usize, usize)| {
+            let next = places.get(places.partition_point(|place| place <= start));
+            next.is_some_and(|place| place < end)
+        };
+        offsets.iter().filter(straddles).count() as u64
+    }
+
+    /// Whether the byte at `place` is learnt.
+    fn is_learnt(&self, place: usize) -> bool {
+        let span = self.learnt.get(self.learnt.partition_point(|span| span.end <= place));
+        span.is_some_and(|span| span.start <= place)
+    }
+
+    /// Which tokens are learnt: those that begin in a learnt span, and the EOS behind a text that is learnt to its end.
+    fn mark_targets(&self, encoding: &Encoding) -> Vec<bool> {
+        let end = self.text.len();
+        let is_end_learnt = self.learnt.last().is_some_and(|span| span.end == end);
+        let places = encoding.offsets.iter().zip(&encoding.is_added).enumerate();
+        let is_target = |(index, ((start, _), is_added)): (usize, (&(usize, usize), &bool))| {
+            // Nothing comes before the first token, so no loss can learn it; a BOS stands for nothing in the text.
+            let is_behind = *start == end;
+            index > 0 && if *is_added { is_behind && is_end_learnt } else { self.is_learnt(*start) }
+        };
+        places.map(is_target).collect()
+    }
+}
+
+/// Turns rows into examples, and keeps the account.
+struct Encoder<'a> {
+    tokenizer: &'a Tokenizer,
+    template: Option<&'a ChatTemplate>,
+    ledger: Ledger,
+    strict: bool,
+}
+
+impl<'a> Encoder<'a> {
+    fn new(tokenizer: &'a Tokenizer, template: Option<&'a ChatTemplate>, stage: Stage, strict: bool) -> Self {
+        Self { tokenizer, template, ledger: Ledger::new(stage), strict }
+    }
+
+    /// Holds the account against the examples, which must not be none.
+    fn close<T>(self, examples: Vec<T>, tokens: u64, targets: u64) -> Result<Encoded<T>> {
+        let ledger = self.ledger;
+        ledger.check()?;
+        if (ledger.rows_kept, ledger.tokens_kept, ledger.tokens_target) != (examples.len() as u64, tokens, targets) {
+            return Err(Error::failure("ledger", "the data ledger disagrees with the examples"));
+        }
+        if examples.is_empty() {
+            let error = Error::input("dataset-nothing-left", "no row of the data set can be used");
+            return Err(error.because(format!("the data ledger says:\n{ledger}")));
+        }
+        Ok(Encoded { examples, ledger })
+    }
+
+    fn unpack<T>(&mut self, parsed: Parsed<T>) -> T {
+        self.ledger.note_extra(&parsed.extra);
+        parsed.body
+    }
+
+    fn sft_row(&mut self, row: &Row, options: &SftOptions) -> Result<Option<SftExample>> {
+        let body = self.unpack(formats::sft_body(row)?);
+        let is_empty = match &body {
+            SftBody::Text(text) => text.is_empty(),
+            SftBody::Messages(messages) => messages.is_empty(),
+            SftBody::Completion { completion, .. } => completion.is_empty(),
+            SftBody::Dialogue { completion, .. } => completion.is_empty(),
+        };
+        if is_empty {
+            return self.drop_row(Reason::Empty, 0).map(|()| None);
+        }
+        let prepared = self.prepare(body, options.loss_on)?;
+        let mut encoding = self.encode(&prepared, true)?;
+        let mut is_target = prepared.mark_targets(&encoding);
+        let tokens = encoding.ids.len();
+        if encoding.is_empty() {
+            return self.drop_row(Reason::Empty, tokens).map(|()| None);
+        }
+        if prepared.is_conversation {
+            let learns_eos = encoding.ids.iter().zip(&is_target).any(|(id, is_target)| *is_target && self.ends(*id));
+            self.ledger.conversations_without_eos += u64::from(!learns_eos);
+        }
+        encoding.ids.truncate(options.max_length);
+        is_target.truncate(options.max_length);
+        let targets = is_target.iter().filter(|is_target| **is_target).count();
+        if targets == 0 {
+            return self.drop_row(Reason::NoTarget, tokens).map(|()| None);
+        }
+        let cut = tokens - encoding.ids.len();
+        if cut > 0 && self.strict {
+            let what = format!("the row has {tokens} tokens and would be cut to {}", options.max_length);
+            let error = Error::input("strict-row-cut", what).because("--strict forbids any loss of data");
+            return Err(error.fix("raise max_length, shorten the row, or leave --strict out"));
+        }
+        self.ledger.keep_row(encoding.ids.len(), cut, targets);
+        Ok(Some(SftExample { ids: encoding.ids, is_target, place: row.place.clone() }))
+    }
+
+    fn pair_row(&mut self, row: &Row, options: &PairOptions) -> Result<Option<PairExample>> {
+        let Pair { prompt, chosen, rejected, margin } = self.unpack(formats::pair(row)?);
+        let mut sides = Vec::new();
+        let mut is_empty = false;
+        for answer in [chosen, rejected] {
+            let prepared = self.join(&prompt, answer)?;
+            if prepared.text.is_empty() {
+                is_empty = true;
+                continue;
+            }
+            let encoding = self.encode(&prepared, true)?;
+            is_empty |= encoding.is_empty();
+            if prepared.is_conversation {
+                let has_eos = encoding.ids.iter().any(|id| self.ends(*id));
+                self.ledger.conversations_without_eos += u64::from(!has_eos);
+            }
+            sides.push(encoding.ids);
+        }
+        let tokens = sides.iter().map(Vec::len).sum();
+        let is_long = sides.iter().any(|ids| ids.len() > options.max_length);
+        let Ok([chosen, rejected]) = <[Vec<i32>; 2]>::try_from(sides) else {
+            return self.drop_row(Reason::Empty, tokens).map(|()| None);
+        };
+        if is_empty || is_long {
+            let reason = if is_empty { Reason::Empty } else { Reason::TooLong };
+            return self.drop_row(reason, tokens).map(|()| None);
+        }
+        self.ledger.identical_pairs += u64::from(chosen == rejected);
+        self.ledger.keep_row(tokens, 0, 0);
+        Ok(Some(PairExample { chosen, rejected, margin, place: row.place.clone() }))
+    }
+
+    fn prompt_row(&mut self, row: &Row) -> Result<Option<PromptExample>> {
+        let prepared = match self.unpack(formats::prompt(row)?) {
+            Turns::Text(text) => Prepared::plain(text, 0),
+            Turns::Messages(messages) if messages.is_empty() => Prepared::plain(String::new(), 0),
+            Turns::Messages(messages) => {
+                if messages.last().is_some_and(|message| message.role == "assistant") {
+                    let error = Error::input("prompt-ends-with-assistant", "the prompt ends with an assistant's turn");
+                    return Err(error.fix("end it with the turn that the response answers"));
+                }
+                Prepared::conversation(self.render(&messages, true)?, Vec::new())
+            }
+        };
+        let mut encoding = self.encode(&prepared, false)?;
+        encoding.open_end();
+        if encoding.is_empty() {
+            return self.drop_row(Reason::Empty, encoding.ids.len()).map(|()| None);
+        }
+        self.ledger.keep_row(encoding.ids.len(), 0, 0);
+        Ok(Some(PromptExample { ids: encoding.ids, text: prepared.text, place: row.place.clone() }))
+    }
+
+    /// The text of a row, and which of it is learnt.
+    fn prepare(&self, body: SftBody, loss_on: LossOn) -> Result<Prepared> {
+        let is_plain = matches!(body, SftBody::Text(_) | SftBody::Completion { .. });
+        if is_plain && loss_on == LossOn::Assistant {
+            let error = Error::usage("loss-needs-conversation", "only conversations have assistant turns to learn");
+            return Err(error.fix("turn assistant_only_loss off, or give the rows as messages"));
+        }
+        match body {
+            SftBody::Text(text) => Ok(Prepared::plain(text, 0)),
+            SftBody::Completion { prompt, completion } => {
+                let from = if loss_on == LossOn::All { 0 } else { prompt.len() };
+                Ok(Prepared::plain(prompt + &completion, from))
+            }
+            SftBody::Messages(messages) => self.prepare_turns(&messages, loss_on == LossOn::All),
+            SftBody::Dialogue { mut prompt, mut completion } => {
+                let turns = prompt.len();
+                prompt.append(&mut completion);
+                if loss_on == LossOn::Completion && turns > 0 {
+                    return self.prepare_answer(&prompt, turns);
+                }
+                self.prepare_turns(&prompt, loss_on == LossOn::All)
+            }
+        }
+    }
+
+    /// A conversation whose turns from the given one on are learnt, whoever speaks; where the prompt is not how the whole
+    /// begins, the assistant's turns among them, if the template marks those.
+    fn prepare_answer(&self, messages: &[Message], from: usize) -> Result<Prepared> {
+        let rendered = self.template()?.render(messages, false, &Map::new())?;
+        let (asked, _) = messages.split_at(from);
+        let prompt = self.render(asked, true)?;
+        if rendered.text.starts_with(&prompt) {
+            let learnt = vec![prompt.len()..rendered.text.len()];
+            return Ok(Prepared::conversation(rendered.text, learnt));
+        }
+        let answers = |turns: &[Message]| turns.iter().filter(|message| message.role == "assistant").count();
+        let spans = rendered.assistant.filter(|spans| spans.len() == answers(messages));
+        let mut learnt = spans.ok_or_else(|| not_prefix(from))?;
+        Ok(Prepared::conversation(rendered.text, learnt.split_off(answers(asked))))
+    }
+
+    /// A conversation of which all is learnt, or the assistant's turns.
+    fn prepare_turns(&self, messages: &[Message], all: bool) -> Result<Prepared> {
+        let rendered = self.template()?.render(messages, false, &Map::new())?;
+        let learnt = if all {
+            vec![0..rendered.text.len()]
+        } else if let Some(spans) = rendered.assistant {
+            spans
+        } else {
+            self.assistant_spans(messages, &rendered.text)?
+        };
+        Ok(Prepared::conversation(rendered.text, learnt))
+    }
+
+    /// Where the assistant's turns stand in a text whose template does not say so: a turn is what the conversation up to
+    /// it adds to the conversation before it and the generation prompt.
+    fn assistant_spans(&self, messages: &[Message], text: &str) -> Result<Vec<Range<usize>>> {
+        let mut spans = Vec::new();
+        for (index, _) in messages.iter().enumerate().filter(|(_, message)| message.role == "assistant") {
+            let (before, _) = messages.split_at(index);
+            let (with, after) = messages.split_at(index + 1);
+            let with = if after.is_empty() { text.to_string() } else { self.render(with, false)? };
+            let opening = self.render(before, true);
+            // Many templates cannot render no turn at all; then the first turn begins with the text.
+            let before = if before.is_empty() { opening.unwrap_or_default() } else { opening? };
+            if !with.starts_with(&before) || !text.starts_with(&with) {
+                return Err(not_prefix(index));
+            }
+            spans.push(before.len()..with.len());
+        }
+        Ok(spans)
+    }
+
+    /// A prompt with one of its answers.
+    fn join(&self, prompt: &Turns, answer: Turns) -> Result<Prepared> {
+        match (prompt, answer) {
+            (Turns::Messages(prompt), Turns::Messages(mut answer)) => {
+                let mut messages = prompt.clone();
+                messages.append(&mut answer);
+                if messages.is_empty() {
+                    return Ok(Prepared::plain(String::new(), 0));
+                }
+                Ok(Prepared::conversation(self.render(&messages, false)?, Vec::new()))
+            }
+            (Turns::Text(prompt), Turns::Text(answer)) => Ok(Prepared::plain(format!("{prompt}{answer}"), 0)),
+            _ => Err(Error::input("dataset-column-type", "prompt and answer are in different forms")),
+        }
+    }
+
+    fn template(&self) -> Result<&'a ChatTemplate> {
+        self.template.ok_or_else(|| {
+            let error = Error::input("template-missing", "the data set has conversations and the model no chat template");
+            error.fix("put a chat_template.jinja into the model's folder, or give the rows as strings")
+        })
+    }
+
+    fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        Ok(self.template()?.render(messages, add_generation_prompt, &Map::new())?.text)
+    }
+
+    fn ends(&self, id: i32) -> bool {
+        self.tokenizer.eos_token_ids().contains(&id)
+    }
+
+    /// The tokens of a text; with `close`, one that no template wrote gets an EOS at its end.
+    fn encode(&mut self, prepared: &Prepared, close: bool) -> Result<Encoding> {
+        let mut encoding = self.tokenizer.encode(&prepared.text, !prepared.is_conversation)?;
+        self.ledger.conversations += u64::from(prepared.is_conversation);
+        let unknown = encoding.ids.iter().filter(|id| Some(**id) == self.tokenizer.unk_token_id()).count();
+        self.ledger.tokens_unknown += unknown as u64;
+        let lost = encoding.lost_characters(&prepared.text);
+        self.ledger.characters_lost += lost as u64;
+        if lost > 0 && self.strict {
+            let what = format!("the tokenizer has no token for {lost} characters of the row");
+            let error = Error::input("strict-text-lost", what).because("--strict forbids any loss of data");
+            return Err(error.fix("use a tokenizer with byte fallback, remove the characters, or leave --strict out"));
+        }
+        self.ledger.tokens_straddling += prepared.count_straddling(&encoding.offsets);
+        let is_closed = encoding.ids.last().is_some_and(|id| self.ends(*id));
+        if close && !prepared.is_conversation && !is_closed {
+            let eos = self.tokenizer.eos_token_id().ok_or_else(|| {
+                let error = Error::input("eos-missing", "the model has no EOS token, so no answer would ever end");
+                error.fix("set `eos_token` in tokenizer_config.json, or `eos_token_id` in generation_config.json")
+            })?;
+            let end = prepared.text.len();
+            encoding.ids.push(eos);
+            encoding.offsets.push((end, end));
+            encoding.is_added.push(true);
+            self.ledger.eos_appended += 1;
+        }
+        Ok(encoding)
+    }
+
+    fn drop_row(&mut self, reason: Reason, tokens: usize) -> Result<()> {
+        if self.strict {
+            let error = Error::input("strict-row-dropped", format!("the row would be dropped: {reason}"));
+            let error = error.because("--strict forbids any loss of data");
+            return Err(error.fix("correct or remove the row, or leave --strict out"));
+        }
+        self.ledger.drop_row(reason, tokens);
+        Ok(())
+    }
+}
+
+fn not_prefix(turn: usize) -> Error {
+    let what = format!("the chat template does not show where turn {} begins and ends", turn + 1);
+    let why = "rendered up to that turn, the conversation is not how the whole one begins, and the template has no \
+               {% generation %} tags";
+    Error::input("template-not-prefix", what)
+        .because(why)
+        .fix("put {% generation %} and {% endgeneration %} around the assistant's text in the template, or learn all tokens")
+}
+
+#[cfg(test)]
+#[path = "encode_tests.rs"]
+mod tests;

@@ -1,0 +1,350 @@
+//! The network, in reading order: embedding, then per layer attention and MLP on a residual stream, then a last
+//! normalisation. Two families share it: GPT-2 (layer norms, biases, learned positions, GELU) and Llama with its
+//! relatives Qwen2 and Qwen3 (RMS norms, rotary positions, SwiGLU). What stands after the last normalisation (a
+//! language-model head, a scalar head) is in `heads.rs`.
+
+use std::sync::{Arc, Mutex};
+
+use super::config::{Architecture, Head, ModelConfig};
+use super::params::{Id, Layout, LayoutBuilder, Part, Weights};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::ops;
+use crate::ops::attention::{Heads, LayerCache, Sequences};
+use crate::tensor::Tensor;
+
+/// A normalisation: its weight, and GPT-2's bias.
+#[derive(Debug, Clone, Copy)]
+struct Norm {
+    weight: Id,
+    bias: Option<Id>,
+}
+
+/// A linear layer.
+#[derive(Debug, Clone, Copy)]
+struct Linear {
+    weight: Id,
+    bias: Option<Id>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Layer {
+    attention_norm: Norm,
+    qkv: Linear,
+    /// Qwen3's normalisation of queries and keys, per head.
+    qk_norm: Option<[Id; 2]>,
+    out: Linear,
+    mlp_norm: Norm,
+    up: Linear,
+    down: Linear,
+}
+
+/// Where the network's tensors stand in the flat buffer, and the sizes that the forward pass needs.
+#[derive(Debug)]
+pub(crate) struct Transformer {
+    embedding: Id,
+    positions: Option<Id>,
+    layers: Vec<Layer>,
+    last_norm: Norm,
+    /// The head's matrix: the embedding itself where it is tied.
+    pub(crate) head: Id,
+    heads: Heads,
+    eps: f64,
+    rope: Option<RopeTable>,
+    gated: bool,
+    layout: Arc<Layout>,
+}
+
+/// Keys and values of all layers, and how many positions each slot holds.
+#[derive(Debug)]
+pub(crate) struct Cache {
+    layers: Vec<LayerCache>,
+    lengths: Vec<usize>,
+}
+
+impl Cache {
+    /// Positions that `slot` holds.
+    pub(crate) fn length(&self, slot: usize) -> usize {
+        self.lengths[slot]
+    }
+}
+
+impl Transformer {
+    /// The network that `config` describes, with the head it names.
+    pub(crate) fn new(config: &ModelConfig) -> Self {
+        let mut names = Names::new(config);
+        let (c, v) = (config.hidden_size, config.vocab_size);
+        let embedding = names.matrix("embed", v, c);
+        let gpt2 = config.architecture == Architecture::Gpt2;
+        let positions = gpt2.then(|| names.matrix("wpe", config.max_positions, c));
+        let layers = (0..config.layers).map(|i| if gpt2 { names.gpt2_layer(i) } else { names.llama_layer(i) });
+        let layers = layers.collect();
+        let last_norm = names.norm("last_norm", "");
+        let head = match config.head {
+            Head::Score => names.builder.add([Part::matrix("score.weight", 1, c)]),
+            Head::Language if config.tied => embedding,
+            Head::Language => names.builder.add([Part::matrix("lm_head.weight", v, c)]),
+        };
+        Self {
+            embedding,
+            positions,
+            layers,
+            last_norm,
+            head,
+            heads: Heads { heads: config.heads, kv_heads: config.kv_heads, size: config.head_dim },
+            eps: config.norm_eps,
+            rope: (!gpt2).then(|| RopeTable::new(config)),
+            gated: !gpt2,
+            layout: Arc::new(names.builder.build()),
+        }
+    }
+
+    /// The layout of the parameters.
+    pub(crate) fn layout(&self) -> &Arc<Layout> {
+        &self.layout
+    }
+
+    /// An empty cache with room for `slots` sequences of `positions` positions.
+    pub(crate) fn cache(&self, like: &Tensor, slots: usize, positions: usize) -> Cache {
+        let layer = || LayerCache::new(like.device(), like.dtype(), slots, positions, self.heads);
+        Cache { layers: self.layers.iter().map(|_| layer()).collect(), lengths: vec![0; slots] }
+    }
+
+    /// Hidden states [N, C] after the last normalisation, of packed ids [N] (i32).
+    pub(crate) fn hidden(&self, weights: &Weights, ids: &Tensor, sequences: &Sequences) -> Result<Tensor> {
+        self.run(weights, ids, sequences, |_, qkv| ops::attention::attention(qkv, sequences, self.heads))
+    }
+
+    /// The same for tokens that continue what `slots` of the cache hold (one sequence a slot). No gradient.
+    pub(crate) fn hidden_cached(
+        &self,
+        weights: &Weights,
+        ids: &Tensor,
+        sequences: &Sequences,
+        cache: &mut Cache,
+        slots: &[usize],
+    ) -> Result<Tensor> {
+        let lengths: Vec<usize> = slots.iter().map(|s| cache.lengths[*s]).collect();
+        let hidden = self.run(weights, ids, sequences, |layer, qkv| {
+            cache.layers[layer].attention(qkv, sequences, [slots, &lengths], self.heads)
+        })?;
+        for (slot, rows) in slots.iter().zip(sequences.offsets.windows(2)) {
+            cache.lengths[*slot] += rows[1] - rows[0];
+        }
+        Ok(hidden)
+    }
+
+    fn run(
+        &self,
+        weights: &Weights,
+        ids: &Tensor,
+        sequences: &Sequences,
+        attention: impl Fn(usize, &Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let mut stream = ops::embedding::embedding(weights.get(self.embedding), ids)?; // [N, C]
+        if let Some(positions) = self.positions {
+            let learned = ops::embedding::embedding(weights.get(positions), &sequences.positions)?;
+            stream = ops::elementwise::add(&stream, &learned)?;
+        }
+        let table = self.rope.as_ref().map(|rope| rope.reaching(&stream, sequences)).transpose()?;
+        let mut delta: Option<Tensor> = None;
+        for (i, layer) in self.layers.iter().enumerate() {
+            let normed = match delta.take() {
+                None => self.norm(weights, &stream, layer.attention_norm)?,
+                Some(delta) => self.add_norm(weights, &mut stream, &delta, layer.attention_norm)?,
+            };
+            let qkv = self.queries_keys_values(weights, &normed, layer, table.as_ref(), sequences)?;
+            let mixed = attention(i, &qkv)?; // [N, NH HD]
+            let attended = linear(weights, &mixed, layer.out)?;
+            let normed = self.add_norm(weights, &mut stream, &attended, layer.mlp_norm)?;
+            let up = linear(weights, &normed, layer.up)?; // [N, 2 F] or [N, F]
+            let active = if self.gated { ops::swiglu::swiglu(&up)? } else { ops::gelu::gelu(&up)? };
+            delta = Some(linear(weights, &active, layer.down)?);
+        }
+        match delta {
+            None => self.norm(weights, &stream, self.last_norm),
+            Some(delta) => self.add_norm(weights, &mut stream, &delta, self.last_norm),
+        }
+    }
+
+    /// qkv [N, (NH + 2 NKV) HD], with positions turned in where they are rotary.
+    fn queries_keys_values(
+        &self,
+        weights: &Weights,
+        normed: &Tensor,
+        layer: &Layer,
+        table: Option<&Tensor>,
+        sequences: &Sequences,
+    ) -> Result<Tensor> {
+        let heads = self.heads;
+        let mut qkv = linear(weights, normed, layer.qkv)?;
+        if let Some([q, k]) = layer.qk_norm {
+            qkv = ops::rms_norm::qk_norm(&qkv, [weights.get(q), weights.get(k)], heads, self.eps)?;
+        }
+        let Some(table) = table else { return Ok(qkv) };
+        let rows = qkv.rows();
+        let qkv = qkv.reshape(&[rows, heads.heads + 2 * heads.kv_heads, heads.size])?;
+        let turned = heads.heads + heads.kv_heads;
+        ops::rope::rope(&qkv, table, &sequences.positions, turned)?.reshape(&[rows, heads.row()])
+    }
+
+    fn norm(&self, weights: &Weights, x: &Tensor, norm: Norm) -> Result<Tensor> {
+        let weight = weights.get(norm.weight);
+        match norm.bias {
+            None => ops::rms_norm::rms_norm(x, weight, self.eps),
+            Some(bias) => ops::layer_norm::layer_norm(x, [weight, weights.get(bias)], self.eps),
+        }
+    }
+
+    /// stream += delta; the normalisation of the new stream.
+    fn add_norm(&self, weights: &Weights, stream: &mut Tensor, delta: &Tensor, norm: Norm) -> Result<Tensor> {
+        let weight = weights.get(norm.weight);
+        let (sum, out) = match norm.bias {
+            None => ops::rms_norm::add_rms_norm(stream, delta, weight, self.eps),
+            Some(bias) => ops::layer_norm::add_layer_norm(stream, delta, [weight, weights.get(bias)], self.eps),
+        }?;
+        *stream = sum;
+        Ok(out)
+    }
+}
+
+fn linear(weights: &Weights, x: &Tensor, layer: Linear) -> Result<Tensor> {
+    ops::matmul::linear(x, weights.get(layer.weight), layer.bias.map(|bias| weights.get(bias)))
+}
+
+/// Adds the layers' tensors to the layout under the checkpoint's names.
+struct Names<'a> {
+    config: &'a ModelConfig,
+    builder: LayoutBuilder,
+}
+
+impl<'a> Names<'a> {
+    fn new(config: &'a ModelConfig) -> Self {
+        Self { config, builder: LayoutBuilder::default() }
+    }
+
+    fn gpt2(&self) -> bool {
+        self.config.architecture == Architecture::Gpt2
+    }
+
+    /// The checkpoint's name for a tensor outside the layers.
+    fn matrix(&mut self, role: &str, out: usize, inp: usize) -> Id {
+        let name = match role {
+            "embed" if self.gpt2() => "transformer.wte.weight".to_owned(),
+            "embed" => "model.embed_tokens.weight".to_owned(),
+            _ => format!("transformer.{role}.weight"),
+        };
+        self.builder.add([Part::matrix(name, out, inp)])
+    }
+
+    fn norm(&mut self, role: &str, prefix: &str) -> Norm {
+        let c = self.config.hidden_size;
+        let name = match role {
+            "last_norm" if self.gpt2() => "transformer.ln_f".to_owned(),
+            "last_norm" => "model.norm".to_owned(),
+            _ => format!("{prefix}.{role}"),
+        };
+        Norm {
+            weight: self.builder.add([Part::vector(format!("{name}.weight"), c)]),
+            bias: self.gpt2().then(|| self.builder.add([Part::vector(format!("{name}.bias"), c)])),
+        }
+    }
+
+    /// Linear layers that read the same input, as one.
+    fn linear(&mut self, names: &[(String, usize)], inp: usize, bias: bool, transposed: bool) -> Linear {
+        let matrix = |(name, out): &(String, usize)| {
+            let part = Part::matrix(format!("{name}.weight"), *out, inp);
+            if transposed { part.transposed() } else { part }
+        };
+        let vector = |(name, out): &(String, usize)| Part::vector(format!("{name}.bias"), *out);
+        Linear {
+            weight: self.builder.add(names.iter().map(matrix)),
+            bias: bias.then(|| self.builder.add(names.iter().map(vector))),
+        }
+    }
+
+    fn gpt2_layer(&mut self, i: usize) -> Layer {
+        let prefix = format!("transformer.h.{i}");
+        let (c, f) = (self.config.hidden_size, self.config.intermediate_size);
+        let mut conv = |role: &str, out, inp| self.linear(&[(format!("{prefix}.{role}"), out)], inp, true, true);
+        let (qkv, out) = (conv("attn.c_attn", 3 * c, c), conv("attn.c_proj", c, c));
+        let (up, down) = (conv("mlp.c_fc", f, c), conv("mlp.c_proj", c, f));
+        let (attention_norm, mlp_norm) = (self.norm("ln_1", &prefix), self.norm("ln_2", &prefix));
+        Layer { attention_norm, qkv, qk_norm: None, out, mlp_norm, up, down }
+    }
+
+    fn llama_layer(&mut self, i: usize) -> Layer {
+        let prefix = format!("model.layers.{i}");
+        let config = self.config;
+        let (c, f, hd) = (config.hidden_size, config.intermediate_size, config.head_dim);
+        let (q, kv) = (config.heads * hd, config.kv_heads * hd);
+        let named = |role: &str, out: usize| (format!("{prefix}.{role}"), out);
+        let qkv = [named("self_attn.q_proj", q), named("self_attn.k_proj", kv), named("self_attn.v_proj", kv)];
+        let qkv = self.linear(&qkv, c, config.qkv_bias, false);
+        let qk_norm = config.qk_norm.then(|| {
+            ["q_norm", "k_norm"]
+                .map(|role| self.builder.add([Part::vector(format!("{prefix}.self_attn.{role}.weight"), hd)]))
+        });
+        let out = self.linear(&[named("self_attn.o_proj", c)], q, config.output_bias, false);
+        let gate_up = [named("mlp.gate_proj", f), named("mlp.up_proj", f)];
+        let up = self.linear(&gate_up, c, config.mlp_bias, false);
+        let down = self.linear(&[named("mlp.down_proj", c)], f, config.mlp_bias, false);
+        let attention_norm = self.norm("input_layernorm", &prefix);
+        let mlp_norm = self.norm("post_attention_layernorm", &prefix);
+        Layer { attention_norm, qkv, qk_norm, out, mlp_norm, up, down }
+    }
+}
+
+/// Cosines and sines by position, made as far as they are needed.
+#[derive(Debug)]
+struct RopeTable {
+    /// Radians per position of each pair.
+    frequencies: Vec<f64>,
+    limit: usize,
+    table: Mutex<Option<Tensor>>,
+}
+
+impl RopeTable {
+    fn new(config: &ModelConfig) -> Self {
+        let half = config.head_dim / 2;
+        let plain = |i: usize| config.rope_theta.powf(-(i as f64) / half as f64);
+        let frequencies = (0..half).map(|i| match &config.rope_scaling {
+            None => plain(i),
+            Some(scaling) => {
+                // Llama 3's scaling: long wavelengths are stretched by `factor`, short ones stay, a ramp between.
+                let frequency = plain(i);
+                let turns = scaling.original_max_position_embeddings as f64 * frequency / std::f64::consts::TAU;
+                let span = scaling.high_freq_factor - scaling.low_freq_factor;
+                let kept = ((turns - scaling.low_freq_factor) / span).clamp(0.0, 1.0);
+                frequency * (kept + (1.0 - kept) / scaling.factor)
+            }
+        });
+        Self { frequencies: frequencies.collect(), limit: config.max_positions, table: Mutex::new(None) }
+    }
+
+    /// A table [positions, HD] that reaches all positions of `sequences`.
+    fn reaching(&self, like: &Tensor, sequences: &Sequences) -> Result<Tensor> {
+        let last = sequences.positions.read::<i32>().iter().max().map_or(0, |p| *p as usize);
+        if last >= self.limit {
+            return Err(Error::input("context-exceeded", format!("a sequence has more than {} tokens", self.limit))
+                .because("the model's positions end there (max_position_embeddings)")
+                .fix("shorten the rows, or set a smaller --max-length or --response-length"));
+        }
+        let mut table = self.table.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        match &*table {
+            Some(t) if t.rows() > last && t.dtype() == like.dtype() => Ok(t.clone()),
+            _ => Ok(table.insert(self.make(like, (last + 1).next_power_of_two())?).clone()),
+        }
+    }
+
+    fn make(&self, like: &Tensor, positions: usize) -> Result<Tensor> {
+        let row = |p: usize| {
+            let angle = move |f: &f64| p as f64 * f;
+            let cosines = self.frequencies.iter().map(move |f| angle(f).cos());
+            cosines.chain(self.frequencies.iter().map(move |f| angle(f).sin()))
+        };
+        let values: Vec<f64> = (0..positions).flat_map(row).collect();
+        let dtype = if like.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+        Tensor::from_f64(like.device(), dtype, &[positions, 2 * self.frequencies.len()], &values)
+    }
+}

@@ -1,0 +1,7 @@
+//! The mathematics of RLHF, without state and without models: log-probabilities, scores and values in, rewards,
+//! advantages and losses out.
+
+pub(crate) mod advantages;
+pub(crate) mod calibration;
+pub(crate) mod losses;
+pub(crate) mod rewards;

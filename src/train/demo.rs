@@ -1,0 +1,384 @@
+//! The embedded job: a small decoder from scratch through supervised fine-tuning, reward model and PPO on the task of
+//! `data/demo.rs`, and what became of it, measured by the task's judge, whom neither reward model nor PPO ever sees.
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+use tokenizers::Tokenizer;
+
+use super::metrics::{Journal, number};
+use super::ppo::{self, Start};
+use super::{reward, sft};
+use crate::config::{PpoConfig, RewardConfig, SchedulerType, SftConfig, defaults};
+use crate::data::demo::tokenizer::{self, IDS, VOCABULARY};
+use crate::data::demo::{Request, Task, demonstration, judge, mixture_preference, preference};
+use crate::data::encode::{PairExample, PromptExample, SftExample};
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::model::config::LlamaShape;
+use crate::model::generate::{Generation, Response, Sampling};
+use crate::model::{Model, ModelConfig};
+use crate::random::{Philox, Stage};
+
+/// How much of everything.
+#[derive(Debug, Clone, Copy)]
+struct Plan {
+    demonstrations: usize,
+    pairs: usize,
+    held_out_pairs: usize,
+    ppo_batches: usize,
+    held_out_prompts: usize,
+    layers: usize,
+}
+
+/// What the bars of the demo are held by.
+const FULL: Plan = Plan {
+    demonstrations: 60_000,
+    pairs: 18_000,
+    held_out_pairs: 800,
+    ppo_batches: 36,
+    held_out_prompts: 340,
+    layers: 5,
+};
+
+/// A smoke test: everything happens, nothing is learned well.
+const QUICK: Plan =
+    Plan { demonstrations: 4_000, pairs: 1_000, held_out_pairs: 100, ppo_batches: 2, held_out_prompts: 64, layers: 3 };
+
+/// Temperature of rollouts and of sampled answers.
+const TEMPERATURE: f64 = 0.7;
+/// Tokens of an answer at most.
+const RESPONSE_LENGTH: usize = 40;
+/// Share of preference labels that are turned around, as human labels would be.
+const FLIPPED: f64 = 0.10;
+
+/// What the job is asked to do.
+#[derive(Debug, Clone)]
+pub struct DemoOptions {
+    /// Decides every random number.
+    pub seed: u64,
+    /// A smoke test instead of the real thing.
+    pub quick: bool,
+    /// Where to compute.
+    pub device: Device,
+}
+
+/// Requests in tokens, and the tokenizer that made them.
+struct Codec {
+    tokenizer: Tokenizer,
+}
+
+impl Codec {
+    fn encode(&self, text: &str) -> Result<Vec<i32>> {
+        let encoding = self.tokenizer.encode_fast(text, false);
+        let encoding = encoding.map_err(|e| Error::failure("tokenizer-encode", e.to_string()))?;
+        Ok(encoding.get_ids().iter().map(|id| *id as i32).collect())
+    }
+
+    /// The tokens before an answer.
+    fn query(&self, prompt: &str) -> Result<Vec<i32>> {
+        let [_, _, user, assistant] = IDS;
+        Ok([&[user][..], &self.encode(prompt)?, &[assistant]].concat())
+    }
+
+    /// An answer and its end.
+    fn answer(&self, text: &str) -> Result<Vec<i32>> {
+        Ok([self.encode(text)?, vec![IDS[0]]].concat())
+    }
+
+    fn decode(&self, response: &Response) -> Result<String> {
+        let tokens: Vec<u32> = response.tokens.iter().map(|t| *t as u32).collect();
+        self.tokenizer.decode(&tokens, true).map_err(|e| Error::failure("tokenizer-decode", e.to_string()))
+    }
+}
+
+/// Runs the three stages, writes everything into `dir`, and returns what `summary.json` says.
+///
+/// # Errors
+/// Input and output errors; a number that is not finite.
+pub fn run(options: &DemoOptions, dir: &Path, journal: &mut Journal) -> Result<Map<String, Value>> {
+    let plan = if options.quick { QUICK } else { FULL };
+    let task = Task::new();
+    let (demonstrations, gold_demonstrations) = demonstrations(&task, plan.demonstrations, options.seed);
+    let texts: Vec<String> = demonstrations.iter().flat_map(|(p, a)| [p.clone(), a.clone()]).collect();
+    let codec = Codec { tokenizer: tokenizer::train(&texts)? };
+
+    let sft_model = supervised(options, plan, &codec, &demonstrations, journal)?;
+    let reward_model = reward_stage(options, plan, &codec, &task, &sft_model, journal)?;
+    let held_out = held_out_pairs(&task, plan, options.seed);
+    let pairs = encode_pairs(&codec, &held_out)?;
+    let quality = crate::objective::calibration::quality(&reward::evaluate(&reward_model, &pairs)?);
+    let (policy, kl) = reinforce(options, plan, &codec, &task, &sft_model, &reward_model, journal)?;
+
+    let judged = Judged::compare(options, plan, &codec, &task, &sft_model, &policy)?;
+    let mut summary = Map::new();
+    summary.insert("seed".into(), json!(options.seed));
+    summary.insert("quick".into(), json!(options.quick));
+    let accuracy = quality.iter().find(|(name, _)| *name == "accuracy").map_or(f64::NAN, |(_, x)| *x);
+    summary.insert("reward_accuracy".into(), number(accuracy));
+    summary.insert("gold_demonstrations".into(), number(gold_demonstrations));
+    judged.describe(&mut summary);
+    summary.insert("kl".into(), number(kl));
+    let _ = dir;
+    Ok(summary)
+}
+
+/// Prompts with demonstrations of mixed quality, and the mean of the judge over them.
+fn demonstrations(task: &Task, n: usize, seed: u64) -> (Vec<(String, String)>, f64) {
+    let mut rng = Philox::new(seed, Stage::Demo, 0, 0);
+    let mut gold = 0.0;
+    let pairs = (0..n)
+        .map(|_| {
+            let request = task.sample_train(&mut rng);
+            let (answer, _) = demonstration(request, &mut rng);
+            gold += judge(request, &answer, true).score;
+            (request.prompt.clone(), answer)
+        })
+        .collect();
+    (pairs, gold / n as f64)
+}
+
+fn supervised(
+    options: &DemoOptions,
+    plan: Plan,
+    codec: &Codec,
+    demonstrations: &[(String, String)],
+    journal: &mut Journal,
+) -> Result<Model> {
+    let shape = LlamaShape {
+        hidden_size: 96,
+        layers: plan.layers,
+        heads: 4,
+        kv_heads: 4,
+        intermediate_size: 256,
+        vocab_size: VOCABULARY,
+        max_positions: 128,
+        tied: true,
+        bos_token_id: None,
+        eos_token_id: IDS[0],
+        pad_token_id: Some(IDS[1]),
+    };
+    let model = Model::fresh(&options.device, ModelConfig::new_llama(&shape)?, options.seed)?;
+    let mut config = defaults::<SftConfig>()?;
+    config.run.seed = options.seed;
+    config.learning_rate = 4e-3;
+    config.epochs.num_train_epochs = Some(1.0);
+    let optimizer = &mut config.optimizer;
+    (optimizer.per_device_train_batch_size, optimizer.warmup_steps, optimizer.min_lr_ratio) = (32, 30, 0.05);
+    (optimizer.lr_scheduler_type, optimizer.adam_beta2, optimizer.weight_decay) = (SchedulerType::Cosine, 0.95, 0.01);
+    let example = |(i, (prompt, answer)): (usize, &(String, String))| {
+        let (query, answer) = (codec.query(prompt)?, codec.answer(answer)?);
+        let is_target = [vec![false; query.len()], vec![true; answer.len()]].concat();
+        Ok(SftExample { ids: [query, answer].concat(), is_target, place: format!("demonstration {i}") })
+    };
+    let data: Vec<SftExample> = demonstrations.iter().enumerate().map(example).collect::<Result<_>>()?;
+    let groups: Vec<Vec<usize>> = (0..data.len()).map(|i| vec![i]).collect();
+    sft::train(model, &data, &groups, &[], &config, journal, &mut |_, _| Ok(()))
+}
+
+fn encode_pairs(codec: &Codec, pairs: &[(String, String, String)]) -> Result<Vec<PairExample>> {
+    let example = |(i, (prompt, chosen, rejected)): (usize, &(String, String, String))| {
+        let query = codec.query(prompt)?;
+        let [chosen, rejected] = [chosen, rejected].map(|text| Ok([query.clone(), codec.answer(text)?].concat()));
+        Ok(PairExample { chosen: chosen?, rejected: rejected?, margin: 0.0, place: format!("pair {i}") })
+    };
+    pairs.iter().enumerate().map(example).collect()
+}
+
+/// Mixture pairs on held-out prompts, labels unflipped: what the reward model's accuracy is measured on.
+fn held_out_pairs(task: &Task, plan: Plan, seed: u64) -> Vec<(String, String, String)> {
+    let mut rng = Philox::new(seed, Stage::Demo, 2, 0);
+    let pair = |_| {
+        let request = task.sample_held_out(&mut rng);
+        let pair = mixture_preference(request, &mut rng);
+        (pair.prompt, pair.chosen, pair.rejected)
+    };
+    (0..plan.held_out_pairs).map(pair).collect()
+}
+
+fn reward_stage(
+    options: &DemoOptions,
+    plan: Plan,
+    codec: &Codec,
+    task: &Task,
+    sft_model: &Model,
+    journal: &mut Journal,
+) -> Result<Model> {
+    let mut rng = Philox::new(options.seed, Stage::Demo, 1, 0);
+    let draw = |_| {
+        let request = task.sample_train(&mut rng);
+        let pair = preference(request, &mut rng, FLIPPED);
+        (pair.prompt, pair.chosen, pair.rejected)
+    };
+    let pairs: Vec<_> = (0..plan.pairs).map(draw).collect();
+    let data = encode_pairs(codec, &pairs)?;
+    let width = sft_model.config().hidden_size as f64;
+    let model = sft_model.with_score_head(options.seed, 0.3 / (width + 1.0).sqrt())?;
+    let mut config = defaults::<RewardConfig>()?;
+    config.run.seed = options.seed;
+    config.learning_rate = 1.5e-3;
+    config.center_rewards_coefficient = 0.001;
+    let optimizer = &mut config.optimizer;
+    (optimizer.per_device_train_batch_size, optimizer.warmup_steps) = (48, 20);
+    (optimizer.lr_scheduler_type, optimizer.adam_beta2, optimizer.weight_decay) = (SchedulerType::Cosine, 0.95, 0.01);
+    reward::train(model, &data, &[], &config, journal, &mut |_, _| Ok(()))
+}
+
+fn reinforce(
+    options: &DemoOptions,
+    plan: Plan,
+    codec: &Codec,
+    task: &Task,
+    sft_model: &Model,
+    reward_model: &Model,
+    journal: &mut Journal,
+) -> Result<(Model, f64)> {
+    let mut config = defaults::<PpoConfig>()?;
+    config.run.seed = options.seed;
+    (config.optimizer.per_device_train_batch_size, config.loss.num_mini_batches) = (64, 4);
+    (config.optimizer.min_lr_ratio, config.optimizer.adam_beta2) = (0.1, 0.95);
+    config.optimizer.adam_epsilon = Some(1e-8);
+    (config.loss.learning_rate, config.loss.value_learning_rate) = (4e-4, Some(1e-3));
+    (config.loss.num_ppo_epochs, config.loss.vf_coef) = (2, 1.0);
+    let rollout = &mut config.rollout;
+    (rollout.response_length, rollout.temperature, rollout.kl_coef) = (RESPONSE_LENGTH, TEMPERATURE, 0.12);
+    rollout.missing_eos_penalty = Some(1.5);
+    let episodes = plan.ppo_batches * config.batch_size();
+    config.rollout.total_episodes = Some(episodes);
+    let mut rng = Philox::new(options.seed, Stage::Demo, 3, 0);
+    let prompts = (0..episodes).map(|i| {
+        let text = task.sample_train(&mut rng).prompt.clone();
+        Ok(PromptExample { ids: codec.query(&text)?, text, place: format!("prompt {i}") })
+    });
+    let prompts: Vec<PromptExample> = prompts.collect::<Result<_>>()?;
+    let normalize = spread(options, sft_model, reward_model, &prompts[..config.batch_size()])?;
+    let value_model = reward_model.duplicate()?;
+    value_model.scale_head(1.0 / normalize[1])?;
+    let mut reward = reward_model.duplicate()?;
+    let start = Start {
+        policy: sft_model.duplicate()?,
+        value_model,
+        reward: &mut reward,
+        stop: &IDS[..1],
+        normalize: Some(normalize),
+    };
+    let finish = ppo::train(start, &prompts, &config, journal, &mut |_, _| Ok(()))?;
+    Ok((finish.policy, finish.kl))
+}
+
+/// Mean and deviation of the reward model's scores on what the policy answers before PPO.
+fn spread(options: &DemoOptions, policy: &Model, reward: &Model, prompts: &[PromptExample]) -> Result<[f64; 2]> {
+    let queries: Vec<&[i32]> = prompts.iter().map(|p| &p.ids[..]).collect();
+    let responses = policy.generate(&policy.frozen()?, &queries, &generation(options, TEMPERATURE, 2))?;
+    let sequences: Vec<Vec<i32>> = queries.iter().zip(&responses).map(|(q, r)| [q, &r.tokens[..]].concat()).collect();
+    let scores: Vec<f64> = reward::score(reward, &sequences)?.into_iter().map(f64::from).collect();
+    let mean = scores.iter().sum::<f64>() / scores.len() as f64;
+    let variance = scores.iter().map(|s| (s - mean).powi(2)).sum::<f64>() / scores.len() as f64;
+    Ok([mean, variance.sqrt().max(1e-6)])
+}
+
+fn generation(options: &DemoOptions, temperature: f64, step: u32) -> Generation<'static> {
+    Generation {
+        sampling: Sampling { temperature, top_k: 0, top_p: 1.0 },
+        max_new_tokens: RESPONSE_LENGTH,
+        stop: const { &[IDS[0]] },
+        seed: options.seed,
+        stage: Stage::Generate,
+        step,
+        first_row: 0,
+    }
+}
+
+/// One model's answers to the held-out prompts, and what the judge says of them.
+struct Answers {
+    texts: Vec<String>,
+    judgements: Vec<crate::data::demo::Judgement>,
+    stopped: usize,
+}
+
+impl Answers {
+    fn of(model: &Model, codec: &Codec, requests: &[&Request], generation: &Generation<'_>) -> Result<Self> {
+        let queries: Vec<Vec<i32>> = requests.iter().map(|r| codec.query(&r.prompt)).collect::<Result<_>>()?;
+        let prompts: Vec<&[i32]> = queries.iter().map(|q| &q[..]).collect();
+        let responses = model.generate(&model.frozen()?, &prompts, generation)?;
+        let texts: Vec<String> = responses.iter().map(|r| codec.decode(r)).collect::<Result<_>>()?;
+        let judged = requests.iter().zip(&texts).zip(&responses);
+        let judgements = judged.map(|((request, text), response)| judge(request, text, response.stopped)).collect();
+        Ok(Self { texts, judgements, stopped: responses.iter().filter(|r| r.stopped).count() })
+    }
+
+    fn mean(&self, component: impl Fn(&crate::data::demo::Judgement) -> f64) -> f64 {
+        self.judgements.iter().map(component).sum::<f64>() / self.judgements.len() as f64
+    }
+
+    fn components(&self) -> Value {
+        json!({
+            "right": number(self.mean(|j| j.right)),
+            "brevity": number(self.mean(|j| j.brevity)),
+            "courtesy": number(self.mean(|j| j.courtesy)),
+            "ending": number(self.mean(|j| j.ending)),
+            "rude": number(self.mean(|j| j.rude)),
+        })
+    }
+
+    fn distinct(&self) -> f64 {
+        let distinct: std::collections::HashSet<&String> = self.texts.iter().collect();
+        distinct.len() as f64 / self.texts.len() as f64
+    }
+}
+
+/// SFT beside PPO on the same held-out prompts.
+struct Judged {
+    requests: Vec<Request>,
+    sft: [Answers; 2],
+    ppo: [Answers; 2],
+}
+
+impl Judged {
+    /// Answers of both models, sampled and greedy.
+    fn compare(
+        options: &DemoOptions,
+        plan: Plan,
+        codec: &Codec,
+        task: &Task,
+        sft: &Model,
+        policy: &Model,
+    ) -> Result<Self> {
+        let mut rng = Philox::new(options.seed, Stage::Demo, 4, 0);
+        let requests: Vec<&Request> = (0..plan.held_out_prompts).map(|_| task.sample_held_out(&mut rng)).collect();
+        let answers =
+            |model, temperature, step| Answers::of(model, codec, &requests, &generation(options, temperature, step));
+        Ok(Self {
+            sft: [answers(sft, TEMPERATURE, 0)?, answers(sft, 0.0, 0)?],
+            ppo: [answers(policy, TEMPERATURE, 1)?, answers(policy, 0.0, 1)?],
+            requests: requests.into_iter().cloned().collect(),
+        })
+    }
+
+    /// How often the judge prefers PPO's answer; ties count half.
+    fn win_rate(&self, mode: usize) -> f64 {
+        let pairs = self.ppo[mode].judgements.iter().zip(&self.sft[mode].judgements);
+        let wins: f64 = pairs
+            .map(|(p, s)| 0.5 + 0.5 * (p.score - s.score).partial_cmp(&0.0).map_or(0.0, |o| f64::from(o as i8)))
+            .sum();
+        wins / self.requests.len() as f64
+    }
+
+    fn describe(&self, summary: &mut Map<String, Value>) {
+        let ([sft, sft_greedy], [ppo, ppo_greedy]) = (&self.sft, &self.ppo);
+        let mut put = |name: &str, value| summary.insert(name.into(), value);
+        put("gold_sft", number(sft.mean(|j| j.score)));
+        put("gold_ppo", number(ppo.mean(|j| j.score)));
+        put("gold_sft_greedy", number(sft_greedy.mean(|j| j.score)));
+        put("gold_ppo_greedy", number(ppo_greedy.mean(|j| j.score)));
+        put("components_sft", sft.components());
+        put("components_ppo", ppo.components());
+        put("components_sft_greedy", sft_greedy.components());
+        put("components_ppo_greedy", ppo_greedy.components());
+        put("win_rate", number(self.win_rate(0)));
+        put("win_rate_greedy", number(self.win_rate(1)));
+        put("eos_share", number(ppo.stopped as f64 / self.requests.len() as f64));
+        put("distinct_share", number(ppo.distinct()));
+        put("distinct_share_sft", number(sft.distinct()));
+    }
+}

@@ -1,0 +1,140 @@
+//! Where a loop's numbers go: `metrics.jsonl` (only what seed and data determine), `timings.jsonl` (rates and seconds),
+//! and one live line on a terminal or plain lines elsewhere.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::{Map, Value, json};
+
+use crate::disk::Appender;
+use crate::error::Result;
+
+/// Named numbers of one step, in the order in which they are written.
+pub type Row = Map<String, Value>;
+
+/// A row from names and numbers.
+pub(crate) fn row(entries: &[(&str, f64)]) -> Row {
+    entries.iter().map(|(name, x)| ((*name).to_owned(), number(*x))).collect()
+}
+
+/// A number as JSON; what JSON cannot hold (NaN, infinity) as its name, so that it stays visible.
+pub(crate) fn number(x: f64) -> Value {
+    if x.is_finite() { json!(x) } else { json!(x.to_string()) }
+}
+
+/// The record of a run.
+pub struct Journal {
+    metrics: Option<Appender>,
+    timings: Option<Appender>,
+    quiet: bool,
+    bar: ProgressBar,
+    stage: String,
+    steps: usize,
+    started: Instant,
+    last_line: Instant,
+    seconds: Vec<(String, f64)>,
+}
+
+impl std::fmt::Debug for Journal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Journal").field("stage", &self.stage).finish_non_exhaustive()
+    }
+}
+
+/// Between two plain lines where there is no terminal.
+const LINE_INTERVAL: Duration = Duration::from_secs(10);
+
+impl Journal {
+    /// Writes into `dir`; with `quiet` prints nothing.
+    ///
+    /// # Errors
+    /// Input and output errors.
+    pub fn new(dir: &Path, quiet: bool) -> Result<Self> {
+        let metrics = Appender::create(&dir.join("metrics.jsonl"))?;
+        let timings = Appender::create(&dir.join("timings.jsonl"))?;
+        Ok(Self { metrics: Some(metrics), timings: Some(timings), quiet, ..Self::silent() })
+    }
+
+    /// Keeps nothing and prints nothing.
+    pub fn silent() -> Self {
+        Self {
+            metrics: None,
+            timings: None,
+            quiet: true,
+            bar: ProgressBar::hidden(),
+            stage: String::new(),
+            steps: 0,
+            started: Instant::now(),
+            last_line: Instant::now(),
+            seconds: Vec::new(),
+        }
+    }
+
+    /// Begins a stage of `steps` steps.
+    pub(crate) fn begin(&mut self, stage: &str, steps: usize) {
+        (self.stage, self.steps, self.started) = (stage.to_owned(), steps, Instant::now());
+        self.last_line = self.started;
+        self.bar = ProgressBar::with_draw_target(
+            Some(steps as u64),
+            if self.quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr_with_hz(4) },
+        );
+        let style = ProgressStyle::with_template("{prefix:>7} {bar:24} {pos}/{len}  {msg}  {eta} left");
+        self.bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        self.bar.set_prefix(self.stage.clone());
+    }
+
+    /// Moves the live line: `step` steps are done, `units` per second of something, and a few words.
+    pub(crate) fn progress(&mut self, step: usize, words: &str) {
+        self.bar.set_position(step as u64);
+        self.bar.set_message(words.to_owned());
+        let due = self.last_line.elapsed() >= LINE_INTERVAL || step == self.steps;
+        if self.bar.is_hidden() && !self.quiet && due {
+            self.last_line = Instant::now();
+            let left = self.bar.eta().as_secs();
+            eprintln!("{:>7} {step}/{}  {words}  {left}s left", self.stage, self.steps);
+        }
+    }
+
+    /// Seconds since the stage began.
+    pub(crate) fn elapsed(&self) -> f64 {
+        self.started.elapsed().as_secs_f64()
+    }
+
+    /// Writes a step's numbers: what seed and data determine, and what the clock does.
+    pub(crate) fn log(&mut self, step: usize, metrics: Row, timings: Row) -> Result<()> {
+        let stage = self.stage.clone();
+        for (file, numbers) in [(&mut self.metrics, metrics), (&mut self.timings, timings)] {
+            if let (Some(file), false) = (file, numbers.is_empty()) {
+                let mut line = Map::new();
+                line.insert("stage".into(), json!(stage));
+                line.insert("step".into(), json!(step));
+                line.extend(numbers);
+                file.append_line(&Value::Object(line).to_string())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the stage.
+    pub(crate) fn end(&mut self) {
+        self.bar.finish_and_clear();
+        let seconds = self.elapsed();
+        match self.seconds.iter_mut().find(|(stage, _)| *stage == self.stage) {
+            Some((_, sum)) => *sum += seconds,
+            None => self.seconds.push((self.stage.clone(), seconds)),
+        }
+    }
+
+    /// Seconds of each finished stage, in order.
+    pub fn seconds(&self) -> &[(String, f64)] {
+        &self.seconds
+    }
+
+    /// A line for the person who watches.
+    pub fn say(&self, line: &str) {
+        if !self.quiet {
+            self.bar.suspend(|| eprintln!("{line}"));
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! The loops, one file each: supervised fine-tuning, reward model, PPO. They share what stands here: a model that
+//! learns, and the order in which rows are visited.
+
+pub mod demo;
+pub mod metrics;
+pub mod ppo;
+pub mod reward;
+mod rollout;
+pub mod sft;
+
+use rand::seq::SliceRandom;
+
+use crate::config::OptimizerArgs;
+use crate::error::Result;
+use crate::model::Model;
+use crate::model::params::{Grads, Params, Weights};
+use crate::optim::adamw::{AdamW, Settings};
+use crate::optim::schedule::Schedule;
+use crate::random::{Philox, Stage};
+
+/// A model with its gradients, optimizer and schedule.
+pub(crate) struct Learner {
+    pub(crate) model: Model,
+    grads: Grads,
+    optimizer: AdamW,
+    schedule: Schedule,
+}
+
+impl Learner {
+    /// `model` under the optimizer that `args` describe, with `adam_epsilon` where they name none, and a learning rate
+    /// that peaks at `learning_rate` and ends after `total_steps` steps of the schedule.
+    pub(crate) fn new(
+        model: Model,
+        args: &OptimizerArgs,
+        adam_epsilon: f64,
+        learning_rate: f64,
+        total_steps: usize,
+    ) -> Result<Self> {
+        let settings = Settings {
+            beta1: args.adam_beta1,
+            beta2: args.adam_beta2,
+            eps: args.adam_epsilon.unwrap_or(adam_epsilon),
+            weight_decay: args.weight_decay,
+            max_grad_norm: args.max_grad_norm,
+        };
+        let schedule = Schedule {
+            kind: args.lr_scheduler_type,
+            learning_rate,
+            min_lr_ratio: args.min_lr_ratio,
+            warmup_steps: args.warmup_steps,
+            total_steps,
+        };
+        let optimizer = AdamW::new(&model.params.flat, model.params.layout().matrices(), settings);
+        Ok(Self { grads: Grads::new(&model.params)?, optimizer, schedule, model })
+    }
+
+    /// The parameters with empty gradient slots: the start of an optimizer step.
+    pub(crate) fn begin(&self) -> Result<Weights> {
+        self.grads.reset();
+        self.model.trained(&self.grads)
+    }
+
+    /// The learning rate of `step` of the schedule.
+    pub(crate) fn lr(&self, step: usize) -> f64 {
+        self.schedule.at(step)
+    }
+
+    /// Moves the parameters; returns the gradient's norm before clipping.
+    pub(crate) fn finish(&mut self, lr: f64) -> Result<f64> {
+        self.grads.check_complete()?;
+        let (params, grads) = (&self.model.params, &self.grads);
+        self.optimizer.step(&params.flat, &grads.flat, lr).map_err(|error| {
+            let finite =
+                |part, offset| Params::stored(&grads.flat, part, offset).is_ok_and(|g| g.iter().all(|x| x.is_finite()));
+            match params.layout().parts().find(|(part, offset)| !finite(part, *offset)) {
+                Some((part, _)) => error.at(part.name.clone()),
+                None => error.at("the sum of all squares"),
+            }
+        })
+    }
+}
+
+/// The order in which `rows` rows are visited in `epoch`: a permutation that depends on the seed and the epoch alone.
+pub(crate) fn permutation(rows: usize, seed: u64, stage: Stage, epoch: u32) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..rows).collect();
+    order.shuffle(&mut Philox::new(seed, stage, epoch, 0));
+    order
+}
+
+/// Endless batches over `rows` rows, a fresh permutation each epoch; the last batch of an epoch may be smaller.
+pub(crate) struct Batches {
+    rows: usize,
+    size: usize,
+    seed: u64,
+    epoch: u32,
+    order: Vec<usize>,
+}
+
+impl Batches {
+    pub(crate) fn new(rows: usize, size: usize, seed: u64) -> Self {
+        Self { rows, size, seed, epoch: 0, order: permutation(rows, seed, Stage::Shuffle, 0) }
+    }
+
+    /// The rows of batch number `step`, and which share of an epoch is behind it.
+    pub(crate) fn batch(&mut self, step: usize) -> (Vec<usize>, f64) {
+        let per_epoch = self.rows.div_ceil(self.size);
+        let (epoch, at) = ((step / per_epoch) as u32, step % per_epoch * self.size);
+        if epoch != self.epoch {
+            (self.epoch, self.order) = (epoch, permutation(self.rows, self.seed, Stage::Shuffle, epoch));
+        }
+        let rows = self.order[at..(at + self.size).min(self.rows)].to_vec();
+        let share = f64::from(epoch) + (at + rows.len()) as f64 / self.rows as f64;
+        (rows, share)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_epoch_visits_every_row_once() {
+        let mut batches = Batches::new(10, 4, 1);
+        let mut seen = [0; 10];
+        let sizes: Vec<usize> = (0..6)
+            .map(|step| {
+                let (rows, _) = batches.batch(step);
+                rows.iter().for_each(|r| seen[*r] += 1);
+                rows.len()
+            })
+            .collect();
+        assert_eq!((sizes, seen), (vec![4, 4, 2, 4, 4, 2], [2; 10]));
+        assert_eq!(batches.batch(2).1, 1.0);
+        assert_ne!(permutation(50, 1, Stage::Shuffle, 0), permutation(50, 1, Stage::Shuffle, 1));
+    }
+}

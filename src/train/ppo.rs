@@ -1,0 +1,386 @@
+//! PPO: queries -> responses -> logprobs, ref_logprobs, values -> scores -> rewards -> advantages, returns -> loss ->
+//! gradients -> parameters. The first five fill a [`Rollout`]; the rest repeats for every epoch and minibatch. Nothing
+//! flows back but new parameters.
+
+use super::metrics::{Journal, row};
+use super::reward::Reward;
+use super::rollout::{Cast, Rollout, column};
+use super::{Batches, Learner, permutation};
+use crate::autograd::backward;
+use crate::config::PpoConfig;
+use crate::data::encode::PromptExample;
+use crate::error::{Code, Error, Result};
+use crate::model::Model;
+use crate::model::heads::Packed;
+use crate::model::params::Weights;
+use crate::objective::calibration::mean;
+use crate::objective::losses::{Coefficients, Tokens, ppo_loss, with_entropy_bonus};
+use crate::objective::rewards::{KlController, Shaping, episode_kl};
+use crate::random::Stage;
+use crate::tensor::Tensor;
+
+/// AdamW's epsilon in PPO (N+).
+const ADAM_EPSILON: f64 = 1e-5;
+
+/// What PPO starts from.
+pub(crate) struct Start<'a> {
+    pub(crate) policy: Model,
+    pub(crate) value_model: Model,
+    pub(crate) reward: &'a mut dyn Reward,
+    /// Tokens that end a response.
+    pub(crate) stop: &'a [i32],
+    /// What the reward model's scores are brought to mean 0 and deviation 1 with.
+    pub(crate) normalize: Option<[f64; 2]>,
+}
+
+/// What PPO ends with.
+pub(crate) struct Finish {
+    pub(crate) policy: Model,
+    pub(crate) value_model: Model,
+    /// The last batch's KL to the reference, nats an episode.
+    pub(crate) kl: f64,
+}
+
+/// The two models that learn.
+struct Learners {
+    policy: Learner,
+    value: Learner,
+}
+
+/// Batches that `rows` prompts and the settings ask for.
+pub(crate) fn total_batches(config: &PpoConfig, rows: usize) -> usize {
+    config.rollout.total_episodes.unwrap_or(rows).div_ceil(config.batch_size())
+}
+
+/// Trains the policy against the reward.
+///
+/// # Errors
+/// Fewer prompts than a batch, a breach of an identity check, or a number that is not finite.
+pub(crate) fn train(
+    start: Start<'_>,
+    prompts: &[PromptExample],
+    config: &PpoConfig,
+    journal: &mut Journal,
+    save: &mut dyn FnMut(usize, &Model) -> Result<()>,
+) -> Result<Finish> {
+    let (batch_size, total) = (config.batch_size(), total_batches(config, prompts.len()));
+    check_prompts(prompts, batch_size)?;
+    let ref_policy = start.policy.duplicate()?;
+    let (lr, value_lr) = (config.loss.learning_rate, config.loss.value_learning_rate);
+    let learner = |model, lr| Learner::new(model, &config.optimizer, ADAM_EPSILON, lr, total);
+    let mut learners =
+        Learners { policy: learner(start.policy, lr)?, value: learner(start.value_model, value_lr.unwrap_or(lr))? };
+    let rollout = &config.rollout;
+    let shaping = Shaping {
+        normalize: start.normalize,
+        missing_eos_penalty: rollout.missing_eos_penalty,
+        score_clip: rollout.score_clip,
+    };
+    let mut controller =
+        KlController { coefficient: rollout.kl_coef, target: rollout.kl_target, horizon: rollout.kl_horizon };
+    let mut order = Order::new(prompts.len(), batch_size, config.run.seed);
+    let mut kl = 0.0;
+    journal.begin("ppo", total);
+    for batch in 0..total {
+        let queries = order.next().into_iter().map(|i| prompts[i].ids.clone()).collect();
+        let mut cast = Cast {
+            policy: &learners.policy.model,
+            ref_policy: &ref_policy,
+            value_model: &learners.value.model,
+            reward: &mut *start.reward,
+            stop: start.stop,
+            shaping,
+        };
+        let rollout = Rollout::collect(&mut cast, queries, config, controller.coefficient, batch as u32)?;
+        let updated = update(&mut learners, &rollout, config, batch)?;
+        let summary = summarize(&rollout, &updated, config, controller.coefficient);
+        kl = summary.kl;
+        check_start(&summary, batch)?;
+        controller.update(kl, batch_size);
+        report(journal, &summary, [batch, total, batch_size], &learners, config)?;
+        if config.run.save_steps.is_some_and(|n| (batch + 1) % n == 0) {
+            save(batch + 1, &learners.policy.model)?;
+        }
+    }
+    journal.end();
+    Ok(Finish { policy: learners.policy.model, value_model: learners.value.model, kl })
+}
+
+fn check_prompts(prompts: &[PromptExample], batch_size: usize) -> Result<()> {
+    if prompts.len() >= batch_size {
+        return Ok(());
+    }
+    Err(Error::input("dataset-smaller-than-batch", format!("{} prompts do not fill one batch", prompts.len()))
+        .because(format!("a PPO batch is {batch_size} episodes"))
+        .fix("give more prompts, or lower --per-device-train-batch-size, --gradient-accumulation-steps or --num-mini-batches"))
+}
+
+/// Full batches of prompts without end: what an epoch's last batch lacks comes from the next epoch.
+struct Order {
+    batches: Batches,
+    size: usize,
+    left: std::collections::VecDeque<usize>,
+    step: usize,
+}
+
+impl Order {
+    fn new(rows: usize, size: usize, seed: u64) -> Self {
+        Self { batches: Batches::new(rows, rows, seed), size, left: Default::default(), step: 0 }
+    }
+
+    fn next(&mut self) -> Vec<usize> {
+        while self.left.len() < self.size {
+            self.left.extend(self.batches.batch(self.step).0);
+            self.step += 1;
+        }
+        self.left.drain(..self.size).collect()
+    }
+}
+
+/// Sums over the response tokens of all optimizer steps of a batch.
+#[derive(Debug, Default)]
+struct Updated {
+    /// See [`crate::cpu::ppo_loss::STATISTICS`].
+    statistics: [f64; 7],
+    entropy: f64,
+    tokens: usize,
+    /// |logprob of the trainer - logprob of the rollout| before the first step: largest and sum, and over how many.
+    logp_diff_max: f64,
+    logp_diff_sum: f64,
+    logp_diff_tokens: usize,
+    epochs: usize,
+    grad_norms: [f64; 2],
+}
+
+/// Epochs and minibatches over one rollout.
+fn update(learners: &mut Learners, rollout: &Rollout, config: &PpoConfig, batch: usize) -> Result<Updated> {
+    let mut done = Updated::default();
+    let episodes = rollout.responses.len();
+    for epoch in 0..config.loss.num_ppo_epochs {
+        let number = (batch * config.loss.num_ppo_epochs + epoch) as u32;
+        let order = permutation(episodes, config.run.seed, Stage::Minibatch, number);
+        let before = (done.statistics[2], done.tokens);
+        for minibatch in order.chunks(config.optimizer.rows_per_step()) {
+            step(learners, rollout, minibatch, config, batch, &mut done)?;
+        }
+        done.epochs += 1;
+        let approxkl = (done.statistics[2] - before.0) / (done.tokens - before.1).max(1) as f64;
+        if config.loss.target_kl.is_some_and(|target| approxkl > target) {
+            break;
+        }
+    }
+    Ok(done)
+}
+
+/// One optimizer step of both models over a minibatch of episodes.
+fn step(
+    learners: &mut Learners,
+    rollout: &Rollout,
+    minibatch: &[usize],
+    config: &PpoConfig,
+    batch: usize,
+    done: &mut Updated,
+) -> Result<()> {
+    let first = done.tokens == 0;
+    let (policy, value) = (learners.policy.begin()?, learners.value.begin()?);
+    let tokens = rollout.token_indices(minibatch).len();
+    for episodes in minibatch.chunks(config.optimizer.per_device_train_batch_size) {
+        let loss = micro_batch(learners, [&policy, &value], rollout, episodes, config, tokens, first, done)?;
+        backward(loss)?;
+    }
+    drop((policy, value));
+    if first {
+        check_on_policy(done)?;
+    }
+    done.tokens += tokens;
+    let (lr, value_lr) = (learners.policy.lr(batch), learners.value.lr(batch));
+    done.grad_norms[1] = learners.value.finish(value_lr)?;
+    if batch >= config.loss.value_warmup_batches {
+        done.grad_norms[0] = learners.policy.finish(lr)?;
+    }
+    Ok(())
+}
+
+/// The loss of some episodes of a minibatch that has `tokens` response tokens.
+#[allow(clippy::too_many_arguments)]
+fn micro_batch(
+    learners: &Learners,
+    [policy, value]: [&Weights; 2],
+    rollout: &Rollout,
+    episodes: &[usize],
+    config: &PpoConfig,
+    tokens: usize,
+    first: bool,
+    done: &mut Updated,
+) -> Result<Tensor> {
+    let (model, value_model) = (&learners.policy.model, &learners.value.model);
+    let sequences: Vec<Vec<i32>> =
+        episodes.iter().map(|e| [&rollout.queries[*e][..], &rollout.responses[*e].tokens[..]].concat()).collect();
+    let packed = Packed::new(model, sequences.iter().map(|s| &s[..]))?;
+    let (rows, targets) = packed.targets(|b, t| t >= rollout.queries[episodes[b]].len());
+    let hidden = model.hidden(policy, &packed)?;
+    let head = model.token_logprobs(policy, &hidden, [&rows, &targets], config.rollout.temperature)?;
+    let value_hidden = value_model.hidden(value, &packed)?;
+    let indices = rollout.token_indices(episodes);
+    let pick = |tensor: &Tensor| {
+        let all = tensor.to_f32();
+        column(model, indices.iter().map(|i| all[*i]).collect())
+    };
+    let inputs = Tokens {
+        logprobs: head.logprobs,
+        old_logprobs: pick(&rollout.logprobs)?,
+        advantages: pick(&rollout.advantages)?,
+        values: value_model.scalars(value, &value_hidden, &rows)?,
+        old_values: pick(&rollout.values)?,
+        returns: pick(&rollout.returns)?,
+    };
+    let (loss, statistics) = ppo_loss(&inputs, coefficients(config, tokens))?;
+    if statistics.iter().any(|s| !s.is_finite()) {
+        return Err(Error::new(Code::NonFinite, "loss-not-finite", "the PPO loss is not a finite number")
+            .at(format!("episodes {episodes:?} of the batch"))
+            .fix("lower the learning rate, or raise --kl-coef"));
+    }
+    done.statistics.iter_mut().zip(statistics).for_each(|(sum, s)| *sum += s);
+    done.entropy += head.entropy.to_f64().iter().sum::<f64>();
+    if first {
+        for (new, old) in inputs.logprobs.to_f32().iter().zip(inputs.old_logprobs.to_f32()) {
+            let difference = f64::from((new - old).abs());
+            done.logp_diff_max = done.logp_diff_max.max(difference);
+            done.logp_diff_sum += difference;
+        }
+        done.logp_diff_tokens += indices.len();
+    }
+    with_entropy_bonus(loss, &head.entropy, config.loss.entropy_coef, tokens)
+}
+
+fn coefficients(config: &PpoConfig, tokens: usize) -> Coefficients {
+    let loss = &config.loss;
+    Coefficients {
+        cliprange_low: loss.cliprange,
+        cliprange_high: loss.cliprange_high.unwrap_or(loss.cliprange),
+        cliprange_value: loss.cliprange_value,
+        vf_coef: loss.vf_coef,
+        dual_clip: loss.dual_clip,
+        scale: 1.0 / tokens.max(1) as f64,
+    }
+}
+
+/// Before the first step on a rollout the trainer is the policy that sampled it: the ratio is 1. On the CPU both use the
+/// same arithmetic in the same order, so the log-probabilities agree to the bit.
+fn check_on_policy(done: &Updated) -> Result<()> {
+    if done.logp_diff_max == 0.0 {
+        return Ok(());
+    }
+    Err(Error::failure(
+        "off-policy",
+        "the trainer's log-probabilities differ from the rollout's before the first update",
+    )
+    .because(format!("the largest difference is {:e} nats, it must be 0", done.logp_diff_max))
+    .fix("this is a defect of rlhf: please report it with the model's config.json"))
+}
+
+/// The numbers of one batch.
+struct Summary {
+    kl: f64,
+    same_weights_kl: f64,
+    numbers: Vec<(&'static str, f64)>,
+}
+
+/// At batch 0 the policy is the reference, so their KL is exactly 0.
+fn check_start(summary: &Summary, batch: usize) -> Result<()> {
+    if batch > 0 || summary.same_weights_kl == 0.0 {
+        return Ok(());
+    }
+    Err(Error::failure("kl-at-start", "the KL to the reference is not 0 although both are the same weights")
+        .because(format!("a token's log-probabilities differ by {:e}", summary.same_weights_kl))
+        .fix("this is a defect of rlhf: please report it with the model's config.json"))
+}
+
+fn summarize(rollout: &Rollout, updated: &Updated, config: &PpoConfig, kl_coef: f64) -> Summary {
+    let (logprobs, ref_logprobs) = (rollout.logprobs.to_f32(), rollout.ref_logprobs.to_f32());
+    let spans = || rollout.offsets.windows(2).map(|w| w[0] as usize..w[1] as usize);
+    let estimator = config.rollout.kl_estimator;
+    let kls: Vec<f64> = spans().map(|s| episode_kl(&logprobs[s.clone()], &ref_logprobs[s], estimator)).collect();
+    let surprise = |s: std::ops::Range<usize>| -logprobs[s].iter().map(|l| f64::from(*l)).sum::<f64>();
+    let (kl, scores) = (mean(kls.iter().copied()), mean(rollout.scores.iter().copied()));
+    let lengths = || rollout.responses.iter().map(|r| r.tokens.len() as f64);
+    let stopped = rollout.responses.iter().filter(|r| r.stopped).count() as f64;
+    let n = updated.tokens.max(1) as f64;
+    let [policy, value, approxkl, clipped, value_clipped, ratio, ratio2] = updated.statistics.map(|s| s / n);
+    let widest = logprobs.iter().zip(&ref_logprobs).map(|(l, r)| f64::from((l - r).abs())).fold(0.0, f64::max);
+    let numbers = vec![
+        ("objective/kl", kl),
+        ("objective/entropy", mean(spans().map(surprise))),
+        ("objective/non_score_reward", -kl_coef * kl),
+        ("objective/rlhf_reward", scores - kl_coef * kl),
+        ("objective/scores", scores),
+        ("objective/raw_scores", mean(rollout.raw_scores.iter().map(|s| f64::from(*s)))),
+        ("objective/kl_coef", kl_coef),
+        ("policy/approxkl_avg", approxkl),
+        ("policy/clipfrac_avg", clipped),
+        ("policy/entropy_avg", updated.entropy / n),
+        ("loss/policy_avg", policy),
+        ("loss/value_avg", value),
+        ("val/clipfrac_avg", value_clipped),
+        ("val/ratio", ratio),
+        ("val/ratio_var", ratio2 - ratio * ratio),
+        ("val/explained_variance", explained_variance(&rollout.values.to_f64(), &rollout.returns.to_f64())),
+        ("val/num_eos_tokens", stopped),
+        ("response/eos_share", stopped / rollout.responses.len() as f64),
+        ("response/length_min", lengths().fold(f64::INFINITY, f64::min)),
+        ("response/length_mean", rollout.tokens() as f64 / rollout.responses.len() as f64),
+        ("response/length_max", lengths().fold(0.0, f64::max)),
+        ("response/distinct_2", distinct_bigrams(rollout)),
+        ("logp_diff/max", updated.logp_diff_max),
+        ("logp_diff/mean", updated.logp_diff_sum / updated.logp_diff_tokens.max(1) as f64),
+        ("policy/grad_norm", updated.grad_norms[0]),
+        ("value/grad_norm", updated.grad_norms[1]),
+        ("ppo_epochs", updated.epochs as f64),
+    ];
+    Summary { kl, same_weights_kl: widest, numbers }
+}
+
+/// 1 - Var(R - V) / Var(R); 0 where the returns do not vary.
+fn explained_variance(values: &[f64], returns: &[f64]) -> f64 {
+    let variance = |x: &[f64]| {
+        let m = mean(x.iter().copied());
+        mean(x.iter().map(|v| (v - m).powi(2)))
+    };
+    let errors: Vec<f64> = returns.iter().zip(values).map(|(r, v)| r - v).collect();
+    let total = variance(returns);
+    if total > 0.0 { 1.0 - variance(&errors) / total } else { 0.0 }
+}
+
+/// Different pairs of neighbouring tokens, as a share of all pairs: low where all answers are alike.
+fn distinct_bigrams(rollout: &Rollout) -> f64 {
+    let pairs = || rollout.responses.iter().flat_map(|r| r.tokens.windows(2));
+    let distinct: std::collections::HashSet<&[i32]> = pairs().collect();
+    distinct.len() as f64 / pairs().count().max(1) as f64
+}
+
+/// Writes a batch's numbers and moves the live line.
+fn report(
+    journal: &mut Journal,
+    summary: &Summary,
+    [batch, total, batch_size]: [usize; 3],
+    learners: &Learners,
+    config: &PpoConfig,
+) -> Result<()> {
+    let get = |name| summary.numbers.iter().find(|(n, _)| *n == name).map_or(f64::NAN, |(_, x)| *x);
+    let words = format!(
+        "score {:.3}  kl {:.3}  {:.1} episodes/s",
+        get("objective/scores"),
+        summary.kl,
+        ((batch + 1) * batch_size) as f64 / journal.elapsed().max(1e-9)
+    );
+    journal.progress(batch + 1, &words);
+    if !config.run.logs(batch + 1, total, 1) {
+        return Ok(());
+    }
+    let mut numbers = summary.numbers.clone();
+    numbers.push(("lr", learners.policy.lr(batch)));
+    numbers.push(("value_lr", learners.value.lr(batch)));
+    numbers.push(("episode", ((batch + 1) * batch_size) as f64));
+    let rate = ((batch + 1) * batch_size) as f64 / journal.elapsed().max(1e-9);
+    journal.log(batch + 1, row(&numbers), row(&[("episodes_per_second", rate), ("seconds", journal.elapsed())]))
+}

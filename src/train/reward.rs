@@ -1,0 +1,212 @@
+//! Reward-model training: pairs of answers -> one score an answer, read at its last token -> the pairwise loss ->
+//! gradients -> parameters. And the trained model as PPO uses it: something that scores episodes.
+
+use super::metrics::{Journal, Row, row};
+use super::{Batches, Learner};
+use crate::autograd::backward;
+use crate::config::RewardConfig;
+use crate::data::encode::PairExample;
+use crate::error::{Code, Error, Result};
+use crate::model::Model;
+use crate::model::heads::Packed;
+use crate::model::params::Weights;
+use crate::objective::calibration::{Pair, mean, quality};
+use crate::objective::losses::pairwise_loss;
+use crate::tensor::Tensor;
+
+/// One pass over the pairs is usual; more passes learn the labels' noise.
+pub(crate) const EPOCHS: f64 = 1.0;
+const ADAM_EPSILON: f64 = 1e-8;
+const LOGGING_STEPS: usize = 10;
+
+/// A finished answer to a prompt, in tokens.
+#[derive(Debug, Clone, Copy)]
+pub struct Episode<'a> {
+    /// The prompt.
+    pub query: &'a [i32],
+    /// The answer, its end-of-sequence token included where there is one.
+    pub response: &'a [i32],
+}
+
+/// Something that scores finished answers: a reward model, or the user's own function.
+pub trait Reward {
+    /// One score an episode; higher is better.
+    ///
+    /// # Errors
+    /// Whatever keeps it from scoring.
+    fn scores(&mut self, episodes: &[Episode<'_>]) -> Result<Vec<f32>>;
+}
+
+impl<F: FnMut(&[Episode<'_>]) -> Result<Vec<f32>>> Reward for F {
+    fn scores(&mut self, episodes: &[Episode<'_>]) -> Result<Vec<f32>> {
+        self(episodes)
+    }
+}
+
+/// Tokens of one forward pass without gradients.
+pub(crate) const FORWARD_TOKENS: usize = 4096;
+
+/// Cuts rows into runs of about [`FORWARD_TOKENS`] tokens each; returns the runs' borders.
+pub(crate) fn runs(lengths: impl Iterator<Item = usize>) -> Vec<std::ops::Range<usize>> {
+    let (mut runs, mut start, mut tokens, mut end) = (Vec::new(), 0, 0, 0);
+    for length in lengths {
+        if tokens > 0 && tokens + length > FORWARD_TOKENS {
+            runs.push(start..end);
+            (start, tokens) = (end, 0);
+        }
+        (tokens, end) = (tokens + length, end + 1);
+    }
+    if end > start {
+        runs.push(start..end);
+    }
+    runs
+}
+
+impl Reward for Model {
+    fn scores(&mut self, episodes: &[Episode<'_>]) -> Result<Vec<f32>> {
+        let sequences: Vec<Vec<i32>> = episodes.iter().map(|e| [e.query, e.response].concat()).collect();
+        score(self, &sequences)
+    }
+}
+
+/// The score of each sequence, at its last token.
+pub(crate) fn score(model: &Model, sequences: &[Vec<i32>]) -> Result<Vec<f32>> {
+    let weights = model.frozen()?;
+    let mut scores = Vec::with_capacity(sequences.len());
+    for run in runs(sequences.iter().map(Vec::len)) {
+        let packed = Packed::new(model, sequences[run].iter().map(|s| &s[..]))?;
+        let hidden = model.hidden(&weights, &packed)?;
+        scores.extend(model.scalars(&weights, &hidden, &packed.last_rows())?.to_f32());
+    }
+    Ok(scores)
+}
+
+/// Sums over pairs.
+#[derive(Debug, Default, Clone)]
+struct Sums {
+    loss: f64,
+    correct: f64,
+    gap: f64,
+    pairs: usize,
+    tokens: usize,
+    scores: Vec<f32>,
+}
+
+impl Sums {
+    fn row(&self) -> Vec<(&'static str, f64)> {
+        let n = self.pairs.max(1) as f64;
+        let scores = || self.scores.iter().map(|s| f64::from(*s));
+        vec![
+            ("loss", self.loss / n),
+            ("accuracy", self.correct / n),
+            ("margin", self.gap / n),
+            ("min_reward", scores().fold(f64::INFINITY, f64::min)),
+            ("mean_reward", mean(scores())),
+            ("max_reward", scores().fold(f64::NEG_INFINITY, f64::max)),
+        ]
+    }
+}
+
+/// Trains `model`, which has a scalar head, on pairs, and returns it.
+///
+/// # Errors
+/// A loss or gradient that is not finite.
+pub(crate) fn train(
+    model: Model,
+    data: &[PairExample],
+    eval: &[PairExample],
+    config: &RewardConfig,
+    journal: &mut Journal,
+    save: &mut dyn FnMut(usize, &Model) -> Result<()>,
+) -> Result<Model> {
+    let rows = config.optimizer.rows_per_step();
+    let total = config.epochs.total_steps(data.len(), rows, EPOCHS);
+    let mut batches = Batches::new(data.len(), rows, config.run.seed);
+    let mut learner = Learner::new(model, &config.optimizer, ADAM_EPSILON, config.learning_rate, total)?;
+    let (mut sums, mut pairs, mut tokens) = (Sums::default(), 0, 0);
+    journal.begin("reward", total);
+    for step in 0..total {
+        let (batch, epoch) = batches.batch(step);
+        let batch: Vec<&PairExample> = batch.iter().map(|i| &data[*i]).collect();
+        let lr = learner.lr(step);
+        let norm = update(&mut learner, &batch, config, lr, &mut sums)?;
+        pairs += batch.len();
+        let rate = pairs as f64 / journal.elapsed().max(1e-9);
+        let accuracy = sums.correct / sums.pairs as f64;
+        journal.progress(step + 1, &format!("accuracy {accuracy:.3}  {rate:.0} pairs/s"));
+        if config.run.logs(step + 1, total, LOGGING_STEPS) {
+            let mut entries = sums.row();
+            tokens += sums.tokens;
+            entries.extend([
+                ("grad_norm", norm),
+                ("learning_rate", lr),
+                ("epoch", epoch),
+                ("num_tokens", tokens as f64),
+            ]);
+            journal.log(step + 1, row(&entries), row(&[("pairs_per_second", rate), ("seconds", journal.elapsed())]))?;
+            sums = Sums::default();
+        }
+        let due = config.run.eval_steps.is_some_and(|n| (step + 1) % n == 0) || step + 1 == total;
+        if due && !eval.is_empty() {
+            let numbers = quality(&evaluate(&learner.model, eval)?);
+            let numbers: Row =
+                numbers.into_iter().map(|(n, x)| (format!("eval_{n}"), super::metrics::number(x))).collect();
+            journal.log(step + 1, numbers, Row::new())?;
+        }
+        if config.run.save_steps.is_some_and(|n| (step + 1) % n == 0) {
+            save(step + 1, &learner.model)?;
+        }
+    }
+    journal.end();
+    Ok(learner.model)
+}
+
+/// One optimizer step; adds to `sums`, returns the gradient's norm.
+fn update(
+    learner: &mut Learner,
+    batch: &[&PairExample],
+    config: &RewardConfig,
+    lr: f64,
+    sums: &mut Sums,
+) -> Result<f64> {
+    let weights = learner.begin()?;
+    let scale = 1.0 / batch.len() as f64;
+    for pairs in batch.chunks(config.optimizer.per_device_train_batch_size) {
+        let model = &learner.model;
+        let packed = Packed::new(model, pairs.iter().flat_map(|p| [&p.chosen[..], &p.rejected[..]]))?;
+        let scores = pair_scores(model, &weights, &packed)?; // [2 P]
+        let margin =
+            Tensor::from_f32(model.device(), scores.dtype(), &[pairs.len()], pairs.iter().map(|p| p.margin).collect())?;
+        let (loss, [part, correct, gap]) = pairwise_loss(&scores, &margin, config.center_rewards_coefficient, scale)?;
+        if !part.is_finite() {
+            return Err(Error::new(Code::NonFinite, "loss-not-finite", "the loss is not a finite number")
+                .at(format!("among {} ... {}", pairs[0].place, pairs[pairs.len() - 1].place))
+                .fix("lower the learning rate, or look at these rows"));
+        }
+        sums.scores.extend(scores.to_f32());
+        sums.tokens += packed.sequences.tokens();
+        sums.pairs += pairs.len();
+        (sums.loss, sums.correct, sums.gap) = (sums.loss + part, sums.correct + correct, sums.gap + gap);
+        drop(scores);
+        backward(loss)?;
+    }
+    drop(weights);
+    learner.finish(lr)
+}
+
+fn pair_scores(model: &Model, weights: &Weights, packed: &Packed) -> Result<Tensor> {
+    let hidden = model.hidden(weights, packed)?;
+    model.scalars(weights, &hidden, &packed.last_rows())
+}
+
+/// The scores of held-out pairs.
+pub(crate) fn evaluate(model: &Model, data: &[PairExample]) -> Result<Vec<Pair>> {
+    let sequences: Vec<Vec<i32>> = data.iter().flat_map(|p| [p.chosen.clone(), p.rejected.clone()]).collect();
+    let scores = score(model, &sequences)?;
+    let pair = |(scores, data): (&[f32], &PairExample)| Pair {
+        chosen: f64::from(scores[0]),
+        rejected: f64::from(scores[1]),
+        lengths: [data.chosen.len(), data.rejected.len()],
+    };
+    Ok(scores.chunks_exact(2).zip(data).map(pair).collect())
+}

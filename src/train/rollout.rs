@@ -1,0 +1,164 @@
+//! One batch of PPO's experience: the prompts, what the policy answered, and every number that the update needs.
+
+use super::reward::{Episode, Reward, runs};
+use crate::config::PpoConfig;
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::model::Model;
+use crate::model::generate::{Generation, Response, Sampling};
+use crate::model::heads::Packed;
+use crate::objective::advantages::advantages;
+use crate::objective::rewards::{Shaping, rewards};
+use crate::random::Stage;
+use crate::tensor::Tensor;
+
+/// Episode b's response tokens stand at offsets[b]..offsets[b + 1] of every [N] tensor.
+pub(crate) struct Rollout {
+    pub(crate) queries: Vec<Vec<i32>>,
+    pub(crate) responses: Vec<Response>,
+    pub(crate) offsets: Vec<i32>,
+    pub(crate) logprobs: Tensor,
+    pub(crate) ref_logprobs: Tensor,
+    pub(crate) values: Tensor,
+    /// As the reward gave them, one an episode.
+    pub(crate) raw_scores: Vec<f32>,
+    /// Shaped.
+    pub(crate) scores: Vec<f64>,
+    pub(crate) rewards: Tensor,
+    pub(crate) advantages: Tensor,
+    pub(crate) returns: Tensor,
+}
+
+/// Who takes part in a rollout.
+pub(crate) struct Cast<'a> {
+    pub(crate) policy: &'a Model,
+    pub(crate) ref_policy: &'a Model,
+    pub(crate) value_model: &'a Model,
+    pub(crate) reward: &'a mut dyn Reward,
+    pub(crate) stop: &'a [i32],
+    pub(crate) shaping: Shaping,
+}
+
+impl Rollout {
+    /// Samples an answer to every query and computes all that follows from it.
+    pub(crate) fn collect(
+        cast: &mut Cast<'_>,
+        queries: Vec<Vec<i32>>,
+        config: &PpoConfig,
+        kl_coef: f64,
+        batch: u32,
+    ) -> Result<Self> {
+        let responses = respond(cast, &queries, config, batch)?;
+        let sequences: Vec<Vec<i32>> =
+            queries.iter().zip(&responses).map(|(q, r)| [&q[..], &r.tokens[..]].concat()).collect();
+        let prompts: Vec<usize> = queries.iter().map(Vec::len).collect();
+        let offsets: Vec<i32> = std::iter::once(0)
+            .chain(responses.iter().scan(0, |at, r| {
+                *at += r.tokens.len() as i32;
+                Some(*at)
+            }))
+            .collect();
+        let logprobs = column(cast.policy, responses.iter().flat_map(|r| r.logprobs.iter().copied()).collect())?;
+        let temperature = config.rollout.temperature;
+        let ref_logprobs = response_logprobs(cast.ref_policy, &sequences, &prompts, temperature)?;
+        let values = response_values(cast.value_model, &sequences, &prompts)?;
+        let episodes: Vec<Episode<'_>> =
+            queries.iter().zip(&responses).map(|(q, r)| Episode { query: q, response: &r.tokens }).collect();
+        let raw_scores = cast.reward.scores(&episodes)?;
+        check_scores(&raw_scores, episodes.len())?;
+        let shaped = raw_scores.iter().zip(&responses);
+        let scores: Vec<f64> = shaped.map(|(s, r)| cast.shaping.apply(f64::from(*s), r.stopped)).collect();
+        let score_column = column(cast.policy, scores.iter().map(|s| *s as f32).collect())?;
+        let rewards =
+            rewards([&logprobs, &ref_logprobs, &score_column], &offsets, config.rollout.kl_estimator, kl_coef)?;
+        let discounts = [config.rollout.gamma, config.rollout.lam];
+        let advantages = advantages(rewards, &values, &offsets, discounts, config.rollout.whiten_rewards)?;
+        Ok(Self {
+            queries,
+            responses,
+            offsets,
+            logprobs,
+            ref_logprobs,
+            values,
+            raw_scores,
+            scores,
+            rewards: advantages.rewards,
+            advantages: advantages.advantages,
+            returns: advantages.returns,
+        })
+    }
+
+    /// Response tokens in all episodes.
+    pub(crate) fn tokens(&self) -> usize {
+        self.logprobs.len()
+    }
+
+    /// The response tokens of `episodes`, by their place in the [N] tensors.
+    pub(crate) fn token_indices(&self, episodes: &[usize]) -> Vec<usize> {
+        episodes.iter().flat_map(|e| self.offsets[*e] as usize..self.offsets[*e + 1] as usize).collect()
+    }
+}
+
+fn check_scores(scores: &[f32], episodes: usize) -> Result<()> {
+    use crate::error::{Code, Error};
+    if scores.len() != episodes {
+        return Err(Error::failure("reward-count", format!("{} scores for {episodes} episodes", scores.len())));
+    }
+    match scores.iter().position(|s| !s.is_finite()) {
+        None => Ok(()),
+        Some(episode) => Err(Error::new(Code::NonFinite, "score-not-finite", "a score is not a finite number")
+            .at(format!("episode {episode} of the batch"))
+            .fix("check the reward model")),
+    }
+}
+
+/// f32 numbers as a tensor on the model's device.
+pub(crate) fn column(model: &Model, values: Vec<f32>) -> Result<Tensor> {
+    Tensor::from_f32(model.device(), DType::F32, &[values.len()], values)
+}
+
+fn respond(cast: &Cast<'_>, queries: &[Vec<i32>], config: &PpoConfig, batch: u32) -> Result<Vec<Response>> {
+    let rollout = &config.rollout;
+    let options = Generation {
+        sampling: Sampling { temperature: rollout.temperature, top_k: rollout.top_k, top_p: rollout.top_p },
+        max_new_tokens: rollout.response_length,
+        stop: cast.stop,
+        seed: config.run.seed,
+        stage: Stage::Rollout,
+        step: batch,
+        first_row: 0,
+    };
+    let prompts: Vec<&[i32]> = queries.iter().map(|q| &q[..]).collect();
+    cast.policy.generate(&cast.policy.frozen()?, &prompts, &options)
+}
+
+/// Log-probabilities [N] of all response tokens at `temperature`; sequence b's response starts at prompts[b].
+pub(crate) fn response_logprobs(
+    model: &Model,
+    sequences: &[Vec<i32>],
+    prompts: &[usize],
+    temperature: f64,
+) -> Result<Tensor> {
+    let weights = model.frozen()?;
+    let mut values = Vec::new();
+    for run in runs(sequences.iter().map(Vec::len)) {
+        let packed = Packed::new(model, sequences[run.clone()].iter().map(|s| &s[..]))?;
+        let (rows, targets) = packed.targets(|b, t| t >= prompts[run.start + b]);
+        let hidden = model.hidden(&weights, &packed)?;
+        values.extend(model.token_logprobs(&weights, &hidden, [&rows, &targets], temperature)?.logprobs.to_f32());
+    }
+    column(model, values)
+}
+
+/// Values [N]: the scalar head at the token before each response token.
+fn response_values(model: &Model, sequences: &[Vec<i32>], prompts: &[usize]) -> Result<Tensor> {
+    let weights = model.frozen()?;
+    let mut values = Vec::new();
+    for run in runs(sequences.iter().map(Vec::len)) {
+        let packed = Packed::new(model, sequences[run.clone()].iter().map(|s| &s[..]))?;
+        let (rows, _) = packed.targets(|b, t| t >= prompts[run.start + b]);
+        let hidden = model.hidden(&weights, &packed)?;
+        values.extend(model.scalars(&weights, &hidden, &rows)?.to_f32());
+    }
+    column(model, values)
+}
