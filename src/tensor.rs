@@ -4,6 +4,7 @@
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::autograd::Origin;
+use crate::cpu;
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -64,6 +65,17 @@ pub(crate) struct Storage {
 impl Storage {
     pub(crate) fn new<T: Element>(device: &Device, vec: Vec<T>) -> Arc<Self> {
         Arc::new(Self { device: device.clone(), dtype: T::DTYPE, data: RwLock::new(T::data(vec)) })
+    }
+}
+
+impl Drop for Storage {
+    fn drop(&mut self) {
+        let data = self.data.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
+        match std::mem::replace(data, Data::I32(Vec::new())) {
+            Data::F32(vec) => cpu::pool::give(vec),
+            Data::F64(vec) => cpu::pool::give(vec),
+            Data::I32(_) => {}
+        }
     }
 }
 

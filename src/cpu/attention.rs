@@ -9,6 +9,7 @@
 use rayon::prelude::*;
 
 use super::math::{LANES, Real, fold, max_of, vectorized};
+use super::pool::{Scratch, scratch};
 
 /// Sizes of packed attention: `heads` query heads, `kv_heads` key and value heads, `size` elements a head. A row of
 /// `qkv` is `heads + 2 kv_heads` heads wide: queries, keys, values.
@@ -163,24 +164,27 @@ fn softmax<T: Real>(row: &mut [T], visible: usize, scale: T) -> T {
 }
 
 /// Copies one head's columns out of packed rows: panel [rows, stride], zero beyond the head.
-fn gather<T: Real>(panel: &mut Vec<T>, data: &[T], [rows, row_width, at, size]: [usize; 4], stride: usize) {
-    panel.clear();
-    panel.resize(rows.next_multiple_of(ROWS) * stride, T::ZERO);
+fn gather<T: Real>(data: &[T], [rows, row_width, at, size]: [usize; 4], stride: usize) -> Scratch<T> {
+    let mut panel = scratch(rows.next_multiple_of(ROWS) * stride);
     for (panel, row) in panel.chunks_exact_mut(stride).zip(data.chunks_exact(row_width)) {
         panel[..size].copy_from_slice(&row[at..at + size]);
+        panel[size..].fill(T::ZERO);
     }
+    panel[rows * stride..].fill(T::ZERO);
+    panel
 }
 
 /// The same transposed: panel [size, padded rows].
-fn gather_transposed<T: Real>(panel: &mut Vec<T>, data: &[T], [rows, row_width, at, size]: [usize; 4]) {
+fn gather_transposed<T: Real>(data: &[T], [rows, row_width, at, size]: [usize; 4]) -> Scratch<T> {
     let stride = padded(rows);
-    panel.clear();
-    panel.resize(size * stride, T::ZERO);
+    let mut panel = scratch(size * stride);
+    panel.chunks_exact_mut(stride).for_each(|row| row[rows..].fill(T::ZERO));
     for (n, row) in data.chunks_exact(row_width).take(rows).enumerate() {
         for (i, x) in row[at..at + size].iter().enumerate() {
             panel[i * stride + n] = *x;
         }
     }
+    panel
 }
 
 /// Attention of `queries.len() / size` consecutive queries whose first stands at position `first`.
@@ -191,11 +195,9 @@ pub(crate) fn forward_head<T: Real>(
     queries: &[T],
     kv: KeysValues<'_, T>,
     [first, size]: [usize; 2],
-    scratch: &mut Vec<T>,
+    scratch: &mut [T],
 ) {
     let count = lse.len();
-    scratch.clear();
-    scratch.resize(ROWS * padded(first + count), T::ZERO);
     vectorized(
         #[inline(always)]
         || {
@@ -228,10 +230,10 @@ fn tasks(sequences: &[usize], heads: Heads) -> Vec<Task> {
 }
 
 /// What a task hands back: columns of the packed output, to be put in place by rows.
-struct Columns<T> {
+struct Columns<T: Real> {
     rows: std::ops::Range<usize>,
     /// (first column, width, row stride of the panel, panel)
-    panels: Vec<(usize, usize, usize, Vec<T>)>,
+    panels: Vec<(usize, usize, usize, Scratch<T>)>,
 }
 
 /// Puts the tasks' columns into out [N, width].
@@ -261,20 +263,24 @@ pub(crate) fn forward<T: Real>(out: &mut [T], lse: &mut [T], qkv: &[T], sequence
     let run = |task: &Task| {
         let data = &qkv[task.rows.start * heads.row()..task.rows.end * heads.row()];
         let rows = task.rows.len();
-        let (mut queries, mut keys, mut values, mut scratch) = (vec![], vec![], vec![], vec![]);
-        gather_transposed(&mut keys, data, [rows, heads.row(), heads.key(task.head), size]);
-        gather(&mut values, data, [rows, heads.row(), heads.value(task.head), size], padded(size));
+        let keys = gather_transposed(data, [rows, heads.row(), heads.key(task.head), size]);
+        let values = gather(data, [rows, heads.row(), heads.value(task.head), size], padded(size));
+        let mut scores = scratch(ROWS * padded(rows));
         let kv = KeysValues { keys: &keys, keys_stride: padded(rows), values: &values, values_stride: padded(size) };
-        let mut lse = vec![T::ZERO; group * rows];
+        let mut lse = scratch(group * rows);
         let panels = (0..group).map(|g| {
             let head = task.head * group + g;
-            gather(&mut queries, data, [rows, heads.row(), head * size, size], size);
-            let mut out = vec![T::ZERO; rows * padded(size)];
-            forward_head(&mut out, &mut lse[g * rows..][..rows], &queries, kv, [0, size], &mut scratch);
+            let queries = gather(data, [rows, heads.row(), head * size, size], size);
+            let mut out = scratch(rows * padded(size));
+            forward_head(&mut out, &mut lse[g * rows..][..rows], &queries, kv, [0, size], &mut scores);
             (head * size, size, padded(size), out)
         });
         let columns = Columns { rows: task.rows.clone(), panels: panels.collect() };
-        let lse = lse.chunks_exact(rows).enumerate().map(|(g, l)| (task.head * group + g, 1, 1, l.to_vec()));
+        let lse = lse.chunks_exact(rows).enumerate().map(|(g, l)| {
+            let mut column = scratch(rows);
+            column.copy_from_slice(l);
+            (task.head * group + g, 1, 1, column)
+        });
         (columns, Columns { rows: task.rows.clone(), panels: lse.collect() })
     };
     let (columns, sums): (Vec<_>, Vec<_>) = tasks(sequences, heads).par_iter().map(run).unzip();
@@ -324,8 +330,8 @@ pub(crate) fn forward_cached<T: Real>(
     let run = |b: usize| {
         let rows = cached.sequences[b]..cached.sequences[b + 1];
         let data = &qkv[rows.start * heads.row()..rows.end * heads.row()];
-        let (mut queries, mut scratch) = (vec![], vec![]);
-        let mut lse = vec![T::ZERO; rows.len()];
+        let mut lse = scratch(rows.len());
+        let mut scores = scratch(ROWS * padded(cached.lengths[b] + rows.len()));
         let panels = (0..heads.heads).map(|head| {
             let slot = cached.slots[b] * heads.kv_heads + head / group;
             let kv = KeysValues {
@@ -334,9 +340,9 @@ pub(crate) fn forward_cached<T: Real>(
                 values: &values[slot * capacity * wide..][..capacity * wide],
                 values_stride: wide,
             };
-            gather(&mut queries, data, [rows.len(), heads.row(), head * size, size], size);
-            let mut out = vec![T::ZERO; rows.len() * wide];
-            forward_head(&mut out, &mut lse, &queries, kv, [cached.lengths[b], size], &mut scratch);
+            let queries = gather(data, [rows.len(), heads.row(), head * size, size], size);
+            let mut out = scratch(rows.len() * wide);
+            forward_head(&mut out, &mut lse, &queries, kv, [cached.lengths[b], size], &mut scores);
             (head * size, size, wide, out)
         });
         Columns { panels: panels.collect(), rows: rows.clone() }
@@ -350,14 +356,14 @@ pub(crate) fn forward_cached<T: Real>(
 const BLOCK: usize = 64;
 
 /// Scratch of one backward task; panels as in forward, and blocks of probabilities and their gradients.
-struct Panels<T> {
-    queries: Vec<T>,
-    keys: Vec<T>,
-    keys_t: Vec<T>,
-    values_t: Vec<T>,
-    dout: Vec<T>,
-    probabilities: Vec<T>,
-    dscores: Vec<T>,
+struct Panels<T: Real> {
+    queries: Scratch<T>,
+    keys: Scratch<T>,
+    keys_t: Scratch<T>,
+    values_t: Scratch<T>,
+    dout: Scratch<T>,
+    probabilities: Scratch<T>,
+    dscores: Scratch<T>,
 }
 
 /// dqkv [N, row] from dout [N, heads HD], and what forward read and wrote.
@@ -390,30 +396,31 @@ impl<T: Real> Inputs<'_, T> {
         let heads = self.heads;
         let (size, rows, wide) = (heads.size, task.rows.len(), padded(heads.size));
         let data = &self.qkv[task.rows.start * heads.row()..task.rows.end * heads.row()];
+        let empty = || scratch(0);
         let mut panels = Panels {
-            queries: vec![],
-            keys: vec![],
-            keys_t: vec![],
-            values_t: vec![],
-            dout: vec![],
-            probabilities: vec![T::ZERO; BLOCK * padded(rows)],
-            dscores: vec![T::ZERO; BLOCK * padded(rows)],
+            queries: empty(),
+            keys: gather(data, [rows, heads.row(), heads.key(task.head), size], wide),
+            keys_t: gather_transposed(data, [rows, heads.row(), heads.key(task.head), size]),
+            values_t: gather_transposed(data, [rows, heads.row(), heads.value(task.head), size]),
+            dout: empty(),
+            probabilities: scratch(BLOCK * padded(rows)),
+            dscores: scratch(BLOCK * padded(rows)),
         };
-        gather(&mut panels.keys, data, [rows, heads.row(), heads.key(task.head), size], wide);
-        gather_transposed(&mut panels.keys_t, data, [rows, heads.row(), heads.key(task.head), size]);
-        gather_transposed(&mut panels.values_t, data, [rows, heads.row(), heads.value(task.head), size]);
-        let mut dkeys = vec![T::ZERO; rows.next_multiple_of(ROWS) * wide];
-        let mut dvalues = dkeys.clone();
+        let [mut dkeys, mut dvalues] = [(); 2].map(|()| {
+            let mut panel = scratch(rows.next_multiple_of(ROWS) * wide);
+            panel.fill(T::ZERO);
+            panel
+        });
         let mut columns = Vec::new();
         for g in 0..heads.group() {
             let head = task.head * heads.group() + g;
-            gather(&mut panels.queries, data, [rows, heads.row(), head * size, size], wide);
+            panels.queries = gather(data, [rows, heads.row(), head * size, size], wide);
             let width = heads.heads * size;
             let span = task.rows.start * width..task.rows.end * width;
-            gather(&mut panels.dout, &self.dout[span.clone()], [rows, width, head * size, size], wide);
+            panels.dout = gather(&self.dout[span.clone()], [rows, width, head * size, size], wide);
             let dots = self.dots(&panels.dout, &self.out[span], [width, head * size]);
             let lse: Vec<T> = task.rows.clone().map(|n| self.lse[n * heads.heads + head]).collect();
-            let mut dqueries = vec![T::ZERO; rows.next_multiple_of(ROWS) * wide];
+            let mut dqueries = scratch(rows.next_multiple_of(ROWS) * wide);
             vectorized(
                 #[inline(always)]
                 || {

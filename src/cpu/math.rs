@@ -31,6 +31,8 @@ pub(crate) trait Real:
     fn sqrt(self) -> Self;
     fn mul_add(self, a: Self, b: Self) -> Self;
     fn is_finite(self) -> bool;
+    /// The free buffers of this type (see [`super::pool`]).
+    fn shelf<R>(work: impl FnOnce(&mut super::pool::Shelf<Self>) -> R) -> R;
 
     /// The smaller of two; NaN if either is NaN, so that a NaN cannot vanish in a loss.
     #[inline(always)]
@@ -52,7 +54,7 @@ pub(crate) trait Real:
 }
 
 macro_rules! real {
-    ($type:ty, $exp:expr) => {
+    ($type:ty, $exp:expr, $shelf:path) => {
         impl Real for $type {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
@@ -85,11 +87,14 @@ macro_rules! real {
             fn is_finite(self) -> bool {
                 <$type>::is_finite(self)
             }
+            fn shelf<R>(work: impl FnOnce(&mut super::pool::Shelf<Self>) -> R) -> R {
+                work(&mut $shelf.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+            }
         }
     };
 }
-real!(f32, exp_f32);
-real!(f64, f64::exp);
+real!(f32, exp_f32, super::pool::F32);
+real!(f64, f64::exp, super::pool::F64);
 
 /// exp(x) in f32 without branches, so that loops over it become vector code. Cody and Waite's reduction
 /// x = n ln 2 + r, |r| <= ln 2 / 2, then a polynomial of degree 6 in r (Taylor coefficients; remainder 2e-8 relative).

@@ -17,6 +17,7 @@ pub(crate) mod math;
 pub(crate) mod matmul;
 pub(crate) mod pairwise_loss;
 pub(crate) mod parallel;
+pub(crate) mod pool;
 pub(crate) mod ppo_loss;
 pub(crate) mod rms_norm;
 pub(crate) mod rope;

@@ -180,13 +180,13 @@ impl Ledger {
                 lines.push((name.to_string(), count, remark));
             }
         };
-        add("  of these cut at the end", self.rows_cut, share(self.rows_cut, self.rows_in));
+        add("    cut at the end", self.rows_cut, share(self.rows_cut, self.rows_in));
         for (reason, count) in &self.rows_dropped {
             add(&format!("  dropped: {reason}"), *count, share(*count, self.rows_in));
         }
-        add("  identical pairs (kept)", self.identical_pairs, String::new());
+        add("    identical pairs", self.identical_pairs, String::new());
         let hint = if self.template_never_writes_eos() { "the chat template never ends an answer" } else { "" };
-        add("  conversations without EOS", self.conversations_without_eos, hint.to_string());
+        add("conversations without EOS", self.conversations_without_eos, hint.to_string());
         add("tokens in", self.tokens_in, format!("{} EOS appended", self.eos_appended));
         add("  kept", self.tokens_kept, share(self.tokens_kept, self.tokens_in));
         if self.stage == Stage::Sft {
@@ -252,18 +252,18 @@ mod tests {
     fn the_table_is_short_and_aligned() {
         let text = example().to_string();
         let expected = "\
-rows in                               4
-  kept                                2  50.0 %
-  of these cut at the end             1  25.0 %
-  dropped: empty                      1  25.0 %
-  dropped: nothing to learn           1  25.0 %
-tokens in                            25  2 EOS appended
-  kept                               15  60.0 %
-    learnt                            9  60.0 %
-    masked                            6  40.0 %
-  cut                                 3  12.0 %
-  dropped                             7  28.0 %
-unused column id                      1  rows";
+rows in                                 4
+  kept                                  2  50.0 %
+    cut at the end                      1  25.0 %
+  dropped: empty                        1  25.0 %
+  dropped: nothing to learn             1  25.0 %
+tokens in                              25  2 EOS appended
+  kept                                 15  60.0 %
+    learnt                              9  60.0 %
+    masked                              6  40.0 %
+  cut                                   3  12.0 %
+  dropped                               7  28.0 %
+unused column id                        1  rows";
         assert_eq!(text, expected);
     }
 

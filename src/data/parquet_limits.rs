@@ -134,15 +134,15 @@ fn schema_is_sound(children: &[i64]) -> bool {
 
 /// What a page header says about its page.
 #[derive(Default)]
-struct Page {
-    bytes: u64,
-    compressed_bytes: u64,
-    values: u64,
-    encoding: i64,
-    is_dictionary: bool,
+pub(super) struct Page {
+    pub(super) bytes: u64,
+    pub(super) compressed_bytes: u64,
+    pub(super) values: u64,
+    pub(super) encoding: i64,
+    pub(super) is_dictionary: bool,
     /// Levels of a version-2 page, which are never compressed.
-    level_bytes: u64,
-    is_compressed: bool,
+    pub(super) level_bytes: u64,
+    pub(super) is_compressed: bool,
 }
 
 /// Steps over the pages of a column of a row group, reading headers only (and inflating gzip, which the decoder would
@@ -175,7 +175,8 @@ pub(super) fn check_pages(file: &File, size: u64, column: &ColumnChunkMetaData, 
     Ok(())
 }
 
-fn check_codec(name: &str, codec: Compression) -> Result<()> {
+/// Whether the decoder has this codec, and under a bound.
+pub(super) fn check_codec(name: &str, codec: Compression) -> Result<()> {
     let codec = match codec {
         Compression::UNCOMPRESSED | Compression::SNAPPY | Compression::LZ4_RAW | Compression::GZIP(_) => return Ok(()),
         Compression::ZSTD(_) => "zstd",
@@ -265,7 +266,7 @@ fn check_page(page: &Page, name: &str) -> Result<()> {
 }
 
 /// Inflates a page into nothing, up to the size it declares.
-fn check_inflation(file: &File, at: u64, page: &Page, name: &str) -> Result<()> {
+pub(super) fn check_inflation(file: &File, at: u64, page: &Page, name: &str) -> Result<()> {
     let outside = || damaged(format!("a page of column {name:?} has levels longer than itself"));
     let compressed = page.compressed_bytes.checked_sub(page.level_bytes).ok_or_else(outside)?;
     let declared = page.bytes - page.level_bytes;

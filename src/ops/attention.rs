@@ -54,8 +54,8 @@ pub(crate) fn attention(qkv: &Tensor, sequences: &Sequences, heads: Heads) -> Re
     let (mut out, lse) = match qkv.device() {
         Device::Cpu => floats!(qkv, T => {
             let rows = qkv.rows();
-            let mut out = vec![T::default(); rows * heads.heads * heads.size];
-            let mut lse = vec![T::default(); rows * heads.heads];
+            let mut out = cpu::pool::take::<T>(rows * heads.heads * heads.size);
+            let mut lse = cpu::pool::take::<T>(rows * heads.heads);
             cpu::attention::forward(&mut out, &mut lse, &qkv.read::<T>(), &sequences.offsets, heads);
             let out = Tensor::new(qkv.device(), &[rows, heads.heads * heads.size], out)?;
             Ok((out, Tensor::new(qkv.device(), &[rows, heads.heads], lse)?))
@@ -66,7 +66,7 @@ pub(crate) fn attention(qkv: &Tensor, sequences: &Sequences, heads: Heads) -> Re
         let dout = dout(grads, 0)?;
         let dqkv = match dout.device() {
             Device::Cpu => floats!(dout, T => {
-                let mut dqkv = vec![T::default(); qkv_saved.len()];
+                let mut dqkv = cpu::pool::take::<T>(qkv_saved.len());
                 let (qkv, out, lse) = (qkv_saved.read::<T>(), out_saved.read::<T>(), lse.read::<T>());
                 cpu::attention::backward(&mut dqkv, &dout.read::<T>(), &qkv, &out, &lse, &offsets, heads);
                 Tensor::new(dout.device(), qkv_saved.shape(), dqkv)
@@ -116,7 +116,7 @@ impl LayerCache {
         let cached = Cached { sequences: offsets, slots, lengths, capacity: self.capacity };
         match qkv.device() {
             Device::Cpu => floats!(qkv, T => {
-                let mut out = vec![T::default(); qkv.rows() * heads.heads * heads.size];
+                let mut out = cpu::pool::take::<T>(qkv.rows() * heads.heads * heads.size);
                 let qkv_data = qkv.read::<T>();
                 let (mut keys, mut values) = (self.keys.write::<T>(), self.values.write::<T>());
                 cpu::attention::append(&mut keys, &mut values, &qkv_data, cached, heads);

@@ -12,7 +12,7 @@ pub(crate) fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     check("add", a.shape() == b.shape() && a.dtype() == b.dtype(), &[a, b])?;
     let mut out = match a.device() {
         Device::Cpu => floats!(a, T => {
-            let mut out = vec![T::default(); a.len()];
+            let mut out = cpu::pool::take::<T>(a.len());
             cpu::elementwise::add(&mut out, &a.read::<T>(), &b.read::<T>());
             Tensor::new(a.device(), a.shape(), out)
         }),

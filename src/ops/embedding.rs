@@ -55,7 +55,7 @@ fn gather(table: &Tensor, index: &Tensor) -> Result<Tensor> {
             let index_data = index.read::<i32>();
             let inside = index_data.iter().all(|i| usize::try_from(*i).is_ok_and(|i| i < table.rows()));
             check("embedding: an index lies outside the table; it", inside, &[table, index])?;
-            let mut out = vec![T::default(); index.len() * table.width()];
+            let mut out = cpu::pool::take::<T>(index.len() * table.width());
             cpu::embedding::forward(&mut out, &table.read::<T>(), &index_data, table.width());
             Tensor::new(table.device(), &[index.len(), table.width()], out)
         }),

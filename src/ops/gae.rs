@@ -22,7 +22,7 @@ pub(crate) fn rewards(
     check("rewards", shapes, &[logprobs, ref_logprobs, scores])?;
     match logprobs.device() {
         Device::Cpu => floats!(logprobs, T => {
-            let mut out = vec![T::default(); logprobs.len()];
+            let mut out = cpu::pool::take::<T>(logprobs.len());
             let (l, r, s) = (logprobs.read::<T>(), ref_logprobs.read::<T>(), scores.read::<T>());
             cpu::gae::rewards(&mut out, [&l, &r, &s], offsets, estimator, kl_coef as T);
             Tensor::new(logprobs.device(), logprobs.shape(), out)
@@ -41,7 +41,7 @@ pub(crate) fn gae(
     check("gae", rewards.len() == values.len(), &[rewards, values])?;
     match rewards.device() {
         Device::Cpu => floats!(rewards, T => {
-            let (mut advantages, mut returns) = (vec![T::default(); rewards.len()], vec![T::default(); rewards.len()]);
+            let (mut advantages, mut returns) = (cpu::pool::take::<T>(rewards.len()), cpu::pool::take::<T>(rewards.len()));
             let inputs = [&rewards.read::<T>()[..], &values.read::<T>()[..]];
             cpu::gae::forward(&mut advantages, &mut returns, inputs, offsets, [gamma as T, lam as T]);
             let device = rewards.device();

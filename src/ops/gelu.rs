@@ -13,7 +13,7 @@ pub(crate) fn gelu(inp: &Tensor) -> Result<Tensor> {
     check("gelu", inp.shape().len() == 2, &[inp])?;
     let mut out = match inp.device() {
         Device::Cpu => floats!(inp, T => {
-            let mut out = vec![T::default(); inp.len()];
+            let mut out = cpu::pool::take::<T>(inp.len());
             cpu::gelu::forward(&mut out, &inp.read::<T>(), inp.width());
             Tensor::new(inp.device(), inp.shape(), out)
         }),
@@ -23,7 +23,7 @@ pub(crate) fn gelu(inp: &Tensor) -> Result<Tensor> {
         let dout = dout(grads, 0)?;
         let dinp = match dout.device() {
             Device::Cpu => floats!(dout, T => {
-                let mut dinp = vec![T::default(); saved.len()];
+                let mut dinp = cpu::pool::take::<T>(saved.len());
                 cpu::gelu::backward(&mut dinp, &dout.read::<T>(), &saved.read(), saved.width());
                 Tensor::new(dout.device(), saved.shape(), dinp)
             }),

@@ -59,7 +59,7 @@ fn forward(inp: &Tensor, [weight, bias]: [&Tensor; 2], eps: f64) -> Result<(Tens
     match inp.device() {
         Device::Cpu => floats!(inp, T => {
             let rows = inp.len() / width;
-            let (mut out, mut stats) = (vec![T::default(); inp.len()], vec![T::default(); 2 * rows]);
+            let (mut out, mut stats) = (cpu::pool::take::<T>(inp.len()), cpu::pool::take::<T>(2 * rows));
             cpu::layer_norm::forward(&mut out, &mut stats, &inp.read(), &weight.read(), &bias.read(), eps as T);
             let out = Tensor::new(inp.device(), inp.shape(), out)?;
             let stats = Tensor::new(inp.device(), &[rows, 2], stats)?;
@@ -79,7 +79,7 @@ impl Saved {
                     bias.add::<T>(|d| cpu::layer_norm::backward_bias(d, &dy));
                 }
                 let residual = dresidual.map(Tensor::read::<T>);
-                let mut dinp = vec![T::default(); x.len()];
+                let mut dinp = cpu::pool::take::<T>(x.len());
                 cpu::layer_norm::backward(&mut dinp, &dy, &x, &self.weight.read(), &stats, residual.as_deref());
                 Tensor::new(dout.device(), self.inp.shape(), dinp)
             }),

@@ -32,7 +32,7 @@ pub(crate) fn linear(inp: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Re
                     slot.add::<T>(|d| cpu::layer_norm::backward_bias(d, &dy));
                 }
                 needs_dx.then(|| {
-                    let mut dx = vec![T::default(); x.len()];
+                    let mut dx = cpu::pool::take::<T>(x.len());
                     let w_data = w.read::<T>();
                     cpu::matmul::matmul(&mut dx, dy_matrix, Matrix::new(&w_data[..], w.rows(), w.width()), false);
                     Tensor::new(dout.device(), x.shape(), dx)
@@ -50,10 +50,11 @@ fn product(inp: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tenso
     match inp.device() {
         Device::Cpu => floats!(inp, T => {
             let (n, o, c) = (inp.rows(), weight.rows(), weight.width());
-            let mut out = match bias {
-                Some(bias) => bias.read::<T>().repeat(n),
-                None => vec![T::default(); n * o],
-            };
+            let mut out = cpu::pool::take::<T>(n * o);
+            if let Some(bias) = bias {
+                let bias = bias.read::<T>();
+                out.chunks_exact_mut(o).for_each(|row| row.copy_from_slice(&bias));
+            }
             let (x, w) = (inp.read::<T>(), weight.read::<T>());
             let (x, w) = (Matrix::new(&x[..], n, c), Matrix::new(&w[..], o, c).transposed());
             cpu::matmul::matmul(&mut out, x, w, bias.is_some());

@@ -34,7 +34,7 @@ pub(crate) fn pairwise_loss(
         let dout = dout(grads, 0)?;
         let dscores = match dout.device() {
             Device::Cpu => floats!(dout, T => {
-                let mut dscores = vec![T::default(); saved.len()];
+                let mut dscores = cpu::pool::take::<T>(saved.len());
                 let dloss = dout.read::<T>()[0];
                 cpu::pairwise_loss::backward(&mut dscores, &saved.read(), &margin.read(), centering, scale, dloss);
                 Tensor::new(dout.device(), saved.shape(), dscores)

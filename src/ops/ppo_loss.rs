@@ -52,7 +52,7 @@ pub(crate) fn ppo_loss(tokens: &Tokens, coefficients: Coefficients) -> Result<(T
         let device = dout.device();
         match device {
             Device::Cpu => floats!(dout, T => {
-                let (mut dlogprobs, mut dvalues) = (vec![T::default(); n], vec![T::default(); n]);
+                let (mut dlogprobs, mut dvalues) = (cpu::pool::take::<T>(n), cpu::pool::take::<T>(n));
                 let dloss = dout.read::<T>()[0];
                 with_inputs::<T, _>(&saved, |inputs| {
                     cpu::ppo_loss::backward(&mut dlogprobs, &mut dvalues, inputs, &coefficients, dloss);

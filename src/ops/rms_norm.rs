@@ -51,7 +51,7 @@ fn forward(inp: &Tensor, weight: &Tensor, eps: f64) -> Result<(Tensor, Saved)> {
     match inp.device() {
         Device::Cpu => floats!(inp, T => {
             let rows = inp.len() / width;
-            let (mut out, mut rstd) = (vec![T::default(); inp.len()], vec![T::default(); rows]);
+            let (mut out, mut rstd) = (cpu::pool::take::<T>(inp.len()), cpu::pool::take::<T>(rows));
             cpu::rms_norm::forward(&mut out, &mut rstd, &inp.read(), &weight.read(), eps as T);
             let out = Tensor::new(inp.device(), inp.shape(), out)?;
             let rstd = Tensor::new(inp.device(), &[rows], rstd)?;
@@ -70,7 +70,7 @@ impl Saved {
                     slot.add::<T>(|d| cpu::rms_norm::backward_weight(d, &dy, &x, &r));
                 }
                 let residual = dresidual.map(Tensor::read::<T>);
-                let mut dinp = vec![T::default(); x.len()];
+                let mut dinp = cpu::pool::take::<T>(x.len());
                 cpu::rms_norm::backward(&mut dinp, &dy, &x, &self.weight.read(), &r, residual.as_deref());
                 Tensor::new(dout.device(), self.inp.shape(), dinp)
             }),

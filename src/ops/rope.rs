@@ -26,7 +26,7 @@ fn turn(inp: &Tensor, table: &Tensor, positions: &Tensor, turned: usize, back: b
     match inp.device() {
         Device::Cpu => floats!(inp, T => {
             let size = table.width();
-            let mut out = vec![T::default(); inp.len()];
+            let mut out = cpu::pool::take::<T>(inp.len());
             let dims = [inp.width() / size, turned, size];
             cpu::rope::forward(&mut out, &inp.read::<T>(), &table.read(), &positions.read(), dims, back);
             let shape = [inp.rows(), dims[0], size];

@@ -12,7 +12,7 @@ pub(crate) fn scalar_head(inp: &Tensor, weight: &Tensor) -> Result<Tensor> {
     check("scalar_head", inp.shape().len() == 2 && inp.width() == weight.len(), &[inp, weight])?;
     let mut out = match inp.device() {
         Device::Cpu => floats!(inp, T => {
-            let mut out = vec![T::default(); inp.rows()];
+            let mut out = cpu::pool::take::<T>(inp.rows());
             cpu::scalar_head::forward(&mut out, &inp.read::<T>(), &weight.read());
             Tensor::new(inp.device(), &[inp.rows()], out)
         }),
@@ -26,7 +26,7 @@ pub(crate) fn scalar_head(inp: &Tensor, weight: &Tensor) -> Result<Tensor> {
                 if let Some(slot) = &slot {
                     slot.add::<T>(|d| cpu::scalar_head::backward_weight(d, &ds, &x.read()));
                 }
-                let mut dinp = vec![T::default(); x.len()];
+                let mut dinp = cpu::pool::take::<T>(x.len());
                 cpu::scalar_head::backward(&mut dinp, &ds, &w.read());
                 Tensor::new(dout.device(), x.shape(), dinp)
             }),

@@ -14,7 +14,7 @@ pub(crate) fn swiglu(inp: &Tensor) -> Result<Tensor> {
     let (rows, width) = (inp.rows(), inp.width() / 2);
     let mut out = match inp.device() {
         Device::Cpu => floats!(inp, T => {
-            let mut out = vec![T::default(); rows * width];
+            let mut out = cpu::pool::take::<T>(rows * width);
             cpu::swiglu::forward(&mut out, &inp.read::<T>(), width);
             Tensor::new(inp.device(), &[rows, width], out)
         }),
@@ -24,7 +24,7 @@ pub(crate) fn swiglu(inp: &Tensor) -> Result<Tensor> {
         let dout = dout(grads, 0)?;
         let dinp = match dout.device() {
             Device::Cpu => floats!(dout, T => {
-                let mut dinp = vec![T::default(); saved.len()];
+                let mut dinp = cpu::pool::take::<T>(saved.len());
                 cpu::swiglu::backward(&mut dinp, &dout.read::<T>(), &saved.read(), width);
                 Tensor::new(dout.device(), saved.shape(), dinp)
             }),

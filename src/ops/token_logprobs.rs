@@ -67,7 +67,7 @@ pub(crate) fn of_logits(logits: &Tensor, tokens: &[i32], temperature: f64) -> Re
     check("token_logprobs", tokens.len() == logits.rows() && temperature > 0.0, &[logits])?;
     match logits.device() {
         Device::Cpu => floats!(logits, T => {
-            let mut out = vec![T::default(); tokens.len() * OUTPUTS];
+            let mut out = cpu::pool::take::<T>(tokens.len() * OUTPUTS);
             cpu::token_logprobs::forward(&mut out, &logits.read::<T>(), tokens, logits.width(), temperature as T);
             Ok(out.chunks_exact(OUTPUTS).map(|row| row[0] as f32).collect())
         }),
@@ -99,8 +99,8 @@ impl Head {
         match self.hidden.device() {
             Device::Cpu => floats!(self.hidden, T => {
                 let (x, w, targets) = (self.hidden.read::<T>(), self.weight.read::<T>(), self.targets.read::<i32>());
-                let mut out = vec![T::default(); n * OUTPUTS];
-                let mut logits = vec![T::default(); self.rows.min(n) * v];
+                let mut out = cpu::pool::take::<T>(n * OUTPUTS);
+                let mut logits = cpu::pool::take::<T>(self.rows.min(n) * v);
                 for first in (0..n).step_by(self.rows) {
                     let rows = self.rows.min(n - first);
                     let logits = &mut logits[..rows * v];
@@ -125,8 +125,8 @@ impl Head {
                 let out = out.read::<T>();
                 let dlogprobs = grads[0].as_ref().map_or_else(|| vec![T::default(); n], |g| g.read::<T>().to_vec());
                 let dentropy = grads[1].as_ref().map(|g| g.read::<T>().to_vec());
-                let mut dhidden = vec![T::default(); n * c];
-                let mut again = vec![T::default(); if kept.is_some() { 0 } else { self.rows.min(n) * v }];
+                let mut dhidden = cpu::pool::take::<T>(n * c);
+                let mut again = cpu::pool::take::<T>(if kept.is_some() { 0 } else { self.rows.min(n) * v });
                 let mut kept = kept.map(Tensor::write::<T>);
                 let w = Matrix::new(&w[..], v, c);
                 for first in (0..n).step_by(self.rows) {
@@ -150,6 +150,7 @@ impl Head {
                         matmul(&mut slot.tensor.write::<T>(), dlogits.transposed(), x, accumulate);
                     }
                 }
+                cpu::pool::give(again);
                 Tensor::new(self.hidden.device(), self.hidden.shape(), dhidden)
             }),
         }

@@ -11,7 +11,7 @@ pub(crate) fn whiten(inp: &Tensor, keep_mean: bool) -> Result<Tensor> {
     refuse_grad("whiten", &[inp])?;
     match inp.device() {
         Device::Cpu => floats!(inp, T => {
-            let mut out = vec![T::default(); inp.len()];
+            let mut out = cpu::pool::take::<T>(inp.len());
             cpu::whiten::forward(&mut out, &inp.read::<T>(), keep_mean);
             Tensor::new(inp.device(), inp.shape(), out)
         }),
