@@ -39,7 +39,7 @@ const RECURSION_MAX: usize = 200;
 
 /// How long a rendering may take. It is a thousand times what the longest legitimate one takes: only a template that
 /// defeats the engine's accounting gets there.
-const TIME_MAX: Duration = Duration::from_secs(20);
+const TIME_MAX: Duration = Duration::from_secs(10);
 
 /// The stack of the rendering thread, in bytes: the engine recurses over what `SOURCE_BYTES_MAX` can nest.
 const STACK_BYTES: usize = 128 << 20;
@@ -321,6 +321,7 @@ fn engine(now: &Arc<AtomicI64>) -> Environment<'static> {
     }
     engine.set_auto_escape_callback(|_| AutoEscape::None);
     engine.set_undefined_behavior(UndefinedBehavior::Lenient);
+    engine.set_debug(false);
     engine.set_recursion_limit(RECURSION_MAX);
     engine.set_fuel(Some(FUEL));
     engine.set_unknown_method_callback(unknown_method);

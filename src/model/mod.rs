@@ -1,18 +1,27 @@
 //! Tokens to logits, values and scores: the network, its flat parameters, its heads, generation, and the Hugging Face
 //! directories it is read from and written to.
 
+pub mod card;
+pub mod checkpoint;
 pub mod config;
+#[cfg(test)]
+mod fixtures;
 pub(crate) mod generate;
 pub(crate) mod heads;
 pub(crate) mod params;
 mod transformer;
 
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
 use crate::device::Device;
 use crate::dtype::DType;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::random::{Philox, Stage};
+use checkpoint::{ModelFiles, SHARD_BYTES_MAX, TensorSpec, save_model};
 pub use config::ModelConfig;
-use config::{Architecture, Head};
+use config::{Architecture, Head, StoredDtype};
 use params::{Grads, Params, Part, Weights};
 use transformer::Transformer;
 
@@ -22,14 +31,85 @@ pub struct Model {
     config: ModelConfig,
     network: Transformer,
     pub(crate) params: Params,
+    /// Where it was read from: the place of its tokenizer files.
+    source: Option<PathBuf>,
+    /// What its weights are rounded to when they are saved.
+    stored: StoredDtype,
+    notes: Vec<String>,
 }
 
 impl Model {
+    /// Reads a model directory. Weights are widened to f32.
+    ///
+    /// # Errors
+    /// Those of [`ModelConfig::load`] and of [`checkpoint::Weights`]: everything that does not fit is named, and nothing
+    /// is made up.
+    pub fn load(device: &Device, dir: &Path) -> Result<Self> {
+        let config = ModelConfig::load(dir)?;
+        let weights = checkpoint::Weights::open(dir)?;
+        let mut model = Self::zeros(device, DType::F32, config);
+        let mut used = Vec::new();
+        model.params.fill(|part| {
+            used.push(part.name.clone());
+            weights.read_f32(&part.name, &part.stored_shape())
+        })?;
+        model.notes = [&model.config.notes, weights.notes()].concat();
+        let unused: Vec<&str> = weights.unused_names(&used).into_iter().filter(|n| *n != "lm_head.weight").collect();
+        if !unused.is_empty() {
+            model
+                .notes
+                .push(format!("tensors that this architecture does not have are not read: {}", unused.join(", ")));
+        }
+        (model.source, model.stored) = (Some(dir.to_owned()), weights.stored_dtype());
+        Ok(model)
+    }
+
+    /// Writes the model into the existing directory `dir`, in the layout and dtype of its source, with the source's
+    /// tokenizer files byte for byte.
+    ///
+    /// # Errors
+    /// A weight that is not finite or does not fit the dtype; input and output errors.
+    pub fn save(&self, dir: &Path, card: &str) -> Result<()> {
+        let files = ModelFiles {
+            config: &self.config,
+            head: self.config.head,
+            dtype: self.stored,
+            source: self.source.as_deref(),
+            card,
+            shard_bytes_max: SHARD_BYTES_MAX,
+        };
+        let parts: HashMap<&str, (&Part, usize)> = self.parts();
+        let specs: Vec<TensorSpec> = self
+            .params
+            .layout()
+            .parts()
+            .map(|(part, _)| TensorSpec { name: part.name.clone(), shape: part.stored_shape() })
+            .collect();
+        save_model(dir, &files, &specs, &mut |spec| match parts.get(spec.name.as_str()) {
+            Some((part, offset)) => Ok(Cow::Owned(Params::stored(&self.params.flat, part, *offset)?)),
+            None => Err(Error::failure("save-tensor", format!("{} is not in the layout", spec.name))),
+        })
+    }
+
+    fn parts(&self) -> HashMap<&str, (&Part, usize)> {
+        self.params.layout().parts().map(|(part, offset)| (part.name.as_str(), (part, offset))).collect()
+    }
+
+    /// What the user should know about this model: settings that are not followed, tensors that are not read.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// The directory that the model was read from.
+    pub fn source(&self) -> Option<&Path> {
+        self.source.as_deref()
+    }
+
     /// A model of `config` whose parameters are all zero.
     fn zeros(device: &Device, dtype: DType, config: ModelConfig) -> Self {
         let network = Transformer::new(&config);
         let params = Params::zeros(device, dtype, network.layout().clone());
-        Self { config, network, params }
+        Self { config, network, params, source: None, stored: StoredDtype::F32, notes: Vec::new() }
     }
 
     /// A fresh model. Matrices are normal with deviation 1/sqrt(inputs), those that write into the residual stream
@@ -69,12 +149,12 @@ impl Model {
         config.head = Head::Score;
         let mut model = Self::zeros(self.device(), self.params.flat.dtype(), config);
         let mut stream = Philox::new(seed, Stage::Init, 0, 0);
-        let source: std::collections::HashMap<&str, (&Part, usize)> =
-            self.params.layout().parts().map(|(part, offset)| (part.name.as_str(), (part, offset))).collect();
+        let source = self.parts();
         model.params.fill(|part| match source.get(part.name.as_str()) {
             Some((part, offset)) => Params::stored(&self.params.flat, part, *offset),
             None => Ok((0..part.shape.iter().product()).map(|_| (stream.normal() * head_std) as f32).collect()),
         })?;
+        (model.source, model.stored) = (self.source.clone(), self.stored);
         Ok(model)
     }
 
@@ -96,7 +176,15 @@ impl Model {
     /// None but a broken layout.
     pub(crate) fn duplicate(&self) -> Result<Self> {
         let network = Transformer::new(&self.config);
-        Ok(Self { config: self.config.clone(), network, params: self.params.duplicate()? })
+        let params = self.params.duplicate()?;
+        Ok(Self {
+            config: self.config.clone(),
+            network,
+            params,
+            source: self.source.clone(),
+            stored: self.stored,
+            notes: vec![],
+        })
     }
 
     /// What the model is.
@@ -117,10 +205,5 @@ impl Model {
     /// The parameters, with gradients into `grads`.
     pub(crate) fn trained(&self, grads: &Grads) -> Result<Weights> {
         self.params.trained(grads)
-    }
-
-    /// Whether rotary or learned positions are used, in words for errors.
-    pub(crate) fn is_gpt2(&self) -> bool {
-        self.config.architecture == Architecture::Gpt2
     }
 }
