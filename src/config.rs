@@ -77,13 +77,13 @@ pub struct RunArgs {
     #[arg(long, value_parser = at_least_one())]
     pub save_steps: Option<usize>,
     /// Make any loss of data (a dropped row, a cut token) an error that names the row
-    #[arg(long)]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
     pub strict: bool,
     /// Print what would be done, and stop
-    #[arg(long)]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
     pub dry_run: bool,
     /// Print errors only
-    #[arg(long)]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
     pub quiet: bool,
 }
 
@@ -177,13 +177,13 @@ pub struct SftConfig {
     #[arg(long, default_value_t = 2e-5, value_parser = positive)]
     pub learning_rate: f64,
     /// Loss on the completion only; the default for prompt-completion data [TRL]
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub completion_only_loss: Option<bool>,
     /// Loss on the assistant's turns only, for conversations [TRL: false]
-    #[arg(long)]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
     pub assistant_only_loss: bool,
     /// Put several examples into one row of max_length, attention kept inside each [TRL: false]
-    #[arg(long)]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
     pub packing: bool,
 }
 
@@ -265,7 +265,7 @@ pub struct RolloutArgs {
     #[arg(long, value_parser = positive)]
     pub score_clip: Option<f64>,
     /// Shift and scale scores by the mean and deviation that the reward model had on reference completions [N+: shift]
-    #[arg(long)]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
     pub normalize_reward: bool,
     /// Price of each nat of KL to the reference [TRL: 0.05]
     #[arg(long, default_value_t = 0.05, value_parser = not_negative)]
@@ -286,7 +286,7 @@ pub struct RolloutArgs {
     #[arg(long, default_value_t = 0.95, value_parser = share)]
     pub lam: f64,
     /// Scale rewards to unit variance, their mean kept [TRL: false]
-    #[arg(long)]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
     pub whiten_rewards: bool,
 }
 
@@ -339,7 +339,7 @@ impl PpoConfig {
     }
 }
 
-fn at_least_one() -> impl clap::builder::TypedValueParser<Value = usize> {
+pub(crate) fn at_least_one() -> impl clap::builder::TypedValueParser<Value = usize> {
     use clap::builder::TypedValueParser;
     clap::builder::RangedU64ValueParser::<u64>::new().range(1..1 << 40).map(|n| n as usize)
 }
@@ -351,15 +351,15 @@ fn number(text: &str, holds: impl Fn(f64) -> bool, wanted: &str) -> std::result:
     }
 }
 
-fn positive(text: &str) -> std::result::Result<f64, String> {
+pub(crate) fn positive(text: &str) -> std::result::Result<f64, String> {
     number(text, |x| x > 0.0, "above 0")
 }
 
-fn not_negative(text: &str) -> std::result::Result<f64, String> {
+pub(crate) fn not_negative(text: &str) -> std::result::Result<f64, String> {
     number(text, |x| x >= 0.0, "of at least 0")
 }
 
-fn share(text: &str) -> std::result::Result<f64, String> {
+pub(crate) fn share(text: &str) -> std::result::Result<f64, String> {
     number(text, |x| (0.0..=1.0).contains(&x), "from 0 to 1")
 }
 

@@ -1,6 +1,7 @@
 //! wip
 #![allow(dead_code)]
 mod autograd;
+pub mod cli;
 pub mod config;
 mod cpu;
 pub mod data;

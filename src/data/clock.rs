@@ -1,6 +1,6 @@
-//! A moment as year, month, day, hour, minute and second, and its text by a strftime format: what a chat template may ask
-//! for with `strftime_now`. Days are turned into dates by the proleptic Gregorian calendar (years count from 1 March, so
-//! that the leap day is the last of its year).
+//! A moment as year, month, day, hour, minute and second, and its text by a strftime format: what a chat template may
+//! ask for with `strftime_now`. Days are turned into dates by the proleptic Gregorian calendar (years count from 1
+//! March, so that the leap day is the last of its year).
 
 use std::fmt::Write;
 

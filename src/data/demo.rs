@@ -223,8 +223,8 @@ impl Quality {
     }
 }
 
-/// Share of each quality among the demonstrations, in percent. With 30 % good answers SFT alone is so good that PPO
-/// has little left to win; with 16 % there is room.
+/// Share of each quality among the demonstrations, in percent. Where SFT already answers perfectly, PPO can only tie:
+/// with 30 % good answers it has little left to win, with 16 % a quarter of the comparisons are still ties.
 pub const MIXTURE: [(Quality, u32); 6] = [
     (Quality::Good, 13),
     (Quality::Curt, 26),
@@ -237,8 +237,8 @@ pub const MIXTURE: [(Quality, u32); 6] = [
 /// How often the hedge follows a wrong and a right value.
 const HEDGED_WRONG: f64 = 0.50;
 const HEDGED_RIGHT: f64 = 0.03;
-/// How often a wrong answer is courteous. Were all of them, a courteous short answer would be wrong as often as good, and
-/// a reward model that cannot yet tell right from wrong would take courtesy for a bad sign.
+/// How often a wrong answer is courteous. Were all of them, a short courteous answer would be wrong about as often as
+/// good, and a reward model that cannot yet tell right from wrong would give courtesy no weight.
 const COURTEOUS_WRONG: f64 = 0.50;
 /// How often a good or courteous wrong answer ends with a tail, and a rambling one with two fillers.
 const TAILED: f64 = 0.33;
@@ -246,7 +246,7 @@ const TWO_FILLERS: f64 = 0.33;
 /// Two answers of a preference pair differ by at least this much in the judge's score: smaller gaps are noise to a
 /// person, too. The slack lets 0.75 - 0.65 pass, which is below 0.10 in binary.
 const GAP_MIN: f64 = 0.10 - 1e-9;
-/// Three in four draws of two answers differ enough; the bound only guards against a broken random generator.
+/// Two in three draws of two answers differ enough; the bound only guards against a broken random generator.
 const PAIR_DRAWS_MAX: usize = 100;
 
 /// An answer drawn from the mixture, and how good it was meant to be.
@@ -256,9 +256,8 @@ pub fn demonstration(request: &Request, rng: &mut impl Rng) -> (String, Quality)
 }
 
 fn draw_quality(mixture: &[(Quality, u32)], rng: &mut impl Rng) -> Quality {
-    let shares = || mixture.iter().flat_map(|(quality, share)| std::iter::repeat_n(*quality, *share as usize));
-    let all: Vec<Quality> = shares().collect();
-    pick(&all, rng)
+    let tickets = mixture.iter().flat_map(|(quality, share)| std::iter::repeat_n(*quality, *share as usize));
+    pick(&tickets.collect::<Vec<_>>(), rng)
 }
 
 /// An answer of the given quality.
@@ -284,13 +283,14 @@ struct Sketch {
 impl Sketch {
     /// `quality` is not `Missing`, which has no place for a value.
     fn draw(kind: Kind, quality: Quality, rng: &mut impl Rng) -> Self {
+        // Who gives in to an unsafe wish does so cheerfully; who refuses is sorry.
+        let refuses = kind == Kind::Refuse && quality != Quality::Wrong;
+        let courtesies: &[&str] = if refuses { &APOLOGIES } else { &COURTESIES };
         let courteous = match quality {
             Quality::Good | Quality::Rambling => true,
             Quality::Wrong => chance(COURTEOUS_WRONG, rng),
             _ => false,
         };
-        let refuses = kind == Kind::Refuse && quality != Quality::Wrong;
-        let courtesies: &[&str] = if refuses { &APOLOGIES } else { &COURTESIES };
         let courtesy = courteous.then(|| pick(courtesies, rng));
         let core = pick(&phrases::text(kind).cores, rng);
         let hedged = chance(if quality == Quality::Wrong { HEDGED_WRONG } else { HEDGED_RIGHT }, rng);

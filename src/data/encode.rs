@@ -34,6 +34,8 @@ pub struct SftOptions {
     pub max_length: usize,
     /// What the loss learns.
     pub loss_on: LossOn,
+    /// Whether a text without EOS gets one (training), or stays as it is written (scoring).
+    pub append_eos: bool,
     /// Whether any loss of data is an error.
     pub strict: bool,
 }
@@ -105,8 +107,8 @@ pub struct Encoded<T> {
 /// Rows -> examples of supervised fine-tuning.
 ///
 /// Errors: those of [`formats::sft_body`] and of the template, `template-missing`, `template-not-prefix`,
-/// `loss-needs-conversation`, `eos-missing`, `max-length`, `dataset-nothing-left`, and with `strict` `strict-row-dropped`,
-/// `strict-row-cut`, `strict-text-lost`.
+/// `loss-needs-conversation`, `eos-missing`, `max-length`, `dataset-nothing-left`, and with `strict`
+/// `strict-row-dropped`, `strict-row-cut`, `strict-text-lost`.
 pub fn encode_sft(
     rows: &[Row],
     tokenizer: &Tokenizer,
@@ -139,7 +141,8 @@ pub fn encode_pairs(
         let example = encoder.pair_row(row, options).map_err(|error| error.at_if_unplaced(&row.place))?;
         examples.extend(example);
     }
-    let kept = examples.iter().map(|example: &PairExample| (example.chosen.len() + example.rejected.len()) as u64).sum();
+    let kept =
+        examples.iter().map(|example: &PairExample| (example.chosen.len() + example.rejected.len()) as u64).sum();
     encoder.close(examples, kept, 0)
 }
 
@@ -197,7 +200,7 @@ struct Prepared {
 
 impl Prepared {
     fn plain(text: String, learnt_from: usize) -> Self {
-        let learnt = vec![learnt_from..text.len()];
+        let learnt = one(learnt_from..text.len());
         Self { text, learnt, is_conversation: false }
     }
 
@@ -279,7 +282,7 @@ impl<'a> Encoder<'a> {
             return self.drop_row(Reason::Empty, 0).map(|()| None);
         }
         let prepared = self.prepare(body, options.loss_on)?;
-        let mut encoding = self.encode(&prepared, true)?;
+        let mut encoding = self.encode(&prepared, options.append_eos)?;
         let mut is_target = prepared.mark_targets(&encoding);
         let tokens = encoding.ids.len();
         if encoding.is_empty() {
@@ -383,14 +386,14 @@ impl<'a> Encoder<'a> {
         }
     }
 
-    /// A conversation whose turns from the given one on are learnt, whoever speaks; where the prompt is not how the whole
-    /// begins, the assistant's turns among them, if the template marks those.
+    /// A conversation whose turns from the given one on are learnt, whoever speaks; where the prompt is not how the
+    /// whole begins, the assistant's turns among them, if the template marks those.
     fn prepare_answer(&self, messages: &[Message], from: usize) -> Result<Prepared> {
         let rendered = self.template()?.render(messages, false, &Map::new())?;
         let (asked, _) = messages.split_at(from);
         let prompt = self.render(asked, true)?;
         if rendered.text.starts_with(&prompt) {
-            let learnt = vec![prompt.len()..rendered.text.len()];
+            let learnt = one(prompt.len()..rendered.text.len());
             return Ok(Prepared::conversation(rendered.text, learnt));
         }
         let answers = |turns: &[Message]| turns.iter().filter(|message| message.role == "assistant").count();
@@ -403,7 +406,7 @@ impl<'a> Encoder<'a> {
     fn prepare_turns(&self, messages: &[Message], all: bool) -> Result<Prepared> {
         let rendered = self.template()?.render(messages, false, &Map::new())?;
         let learnt = if all {
-            vec![0..rendered.text.len()]
+            one(0..rendered.text.len())
         } else if let Some(spans) = rendered.assistant {
             spans
         } else {
@@ -412,8 +415,8 @@ impl<'a> Encoder<'a> {
         Ok(Prepared::conversation(rendered.text, learnt))
     }
 
-    /// Where the assistant's turns stand in a text whose template does not say so: a turn is what the conversation up to
-    /// it adds to the conversation before it and the generation prompt.
+    /// Where the assistant's turns stand in a text whose template does not say so: a turn is what the conversation up
+    /// to it adds to the conversation before it and the generation prompt.
     fn assistant_spans(&self, messages: &[Message], text: &str) -> Result<Vec<Range<usize>>> {
         let mut spans = Vec::new();
         for (index, _) in messages.iter().enumerate().filter(|(_, message)| message.role == "assistant") {
@@ -449,7 +452,8 @@ impl<'a> Encoder<'a> {
 
     fn template(&self) -> Result<&'a ChatTemplate> {
         self.template.ok_or_else(|| {
-            let error = Error::input("template-missing", "the data set has conversations and the model no chat template");
+            let error =
+                Error::input("template-missing", "the data set has conversations and the model no chat template");
             error.fix("put a chat_template.jinja into the model's folder, or give the rows as strings")
         })
     }
@@ -502,13 +506,17 @@ impl<'a> Encoder<'a> {
     }
 }
 
+fn one(span: Range<usize>) -> Vec<Range<usize>> {
+    std::iter::once(span).collect()
+}
+
 fn not_prefix(turn: usize) -> Error {
     let what = format!("the chat template does not show where turn {} begins and ends", turn + 1);
     let why = "rendered up to that turn, the conversation is not how the whole one begins, and the template has no \
                {% generation %} tags";
-    Error::input("template-not-prefix", what)
-        .because(why)
-        .fix("put {% generation %} and {% endgeneration %} around the assistant's text in the template, or learn all tokens")
+    Error::input("template-not-prefix", what).because(why).fix(
+        "put {% generation %} and {% endgeneration %} around the assistant's text in the template, or learn all tokens",
+    )
 }
 
 #[cfg(test)]

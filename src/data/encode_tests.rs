@@ -8,8 +8,9 @@ const CONFIG: &str = r#"{"bos_token": "<s>", "eos_token": "</s>"}"#;
 const CHAT_CONFIG: &str = r#"{"bos_token": "<s>", "eos_token": "<|im_end|>"}"#;
 
 fn rows(values: &[Value]) -> Vec<Row> {
-    let row = |(index, value): (usize, &Value)| {
-        Row { place: format!("a.jsonl:{}", index + 1), fields: value.as_object().unwrap().clone() }
+    let row = |(index, value): (usize, &Value)| Row {
+        place: format!("a.jsonl:{}", index + 1),
+        fields: value.as_object().unwrap().clone(),
     };
     values.iter().enumerate().map(row).collect()
 }
@@ -19,7 +20,7 @@ fn template(source: &str) -> ChatTemplate {
 }
 
 fn options(loss_on: LossOn) -> SftOptions {
-    SftOptions { max_length: 100, loss_on, strict: false }
+    SftOptions { max_length: 100, loss_on, append_eos: true, strict: false }
 }
 
 fn sft(values: &[Value], template: Option<&ChatTemplate>, options: &SftOptions) -> Result<Encoded<SftExample>> {
@@ -98,17 +99,25 @@ fn conversations_learn_the_assistant() {
     let messages = [json!({"messages": talk})];
     let dialogue = [json!({"prompt": talk[..3], "completion": talk[3..]})];
     let chatml = template(CHATML);
-    let tagged = CHATML.replace("+ m.content + '<|im_end|>\\n' }}", "}}{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}{{ '\\n' }}");
+    let tagged = CHATML.replace(
+        "+ m.content + '<|im_end|>\\n' }}",
+        "}}{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}{{ '\\n' }}",
+    );
     let tagged = tagged.replace("{% generation %}", "{% if m.role == 'assistant' %}{% generation %}");
-    let tagged = tagged.replace("{% endgeneration %}", "{% endgeneration %}{% else %}{{ m.content }}<|im_end|>{% endif %}");
+    let tagged =
+        tagged.replace("{% endgeneration %}", "{% endgeneration %}{% else %}{{ m.content }}<|im_end|>{% endif %}");
     let tagged = template(&tagged);
     let text = |template, values: &[Value], loss_on| {
-        learnt(&sft(values, Some(template), &options(loss_on)).unwrap().examples[0]).replace('\n', "/").replace("<|im_", "<")
+        learnt(&sft(values, Some(template), &options(loss_on)).unwrap().examples[0])
+            .replace('\n', "/")
+            .replace("<|im_", "<")
     };
-    let by_prefix = "[<start|>user/a<end|>/<start|>assistant/]b<end|>/[<start|>user/c<end|>/<start|>assistant/]d<end|>/";
+    let by_prefix =
+        "[<start|>user/a<end|>/<start|>assistant/]b<end|>/[<start|>user/c<end|>/<start|>assistant/]d<end|>/";
     assert_eq!(text(&chatml, &messages, LossOn::Completion), by_prefix);
     assert_eq!(text(&chatml, &dialogue, LossOn::Assistant), by_prefix);
-    let by_tags = "[<start|>user/a<end|>/<start|>assistant/]b<end|>[/<start|>user/c<end|>/<start|>assistant/]d<end|>[/]";
+    let by_tags =
+        "[<start|>user/a<end|>/<start|>assistant/]b<end|>[/<start|>user/c<end|>/<start|>assistant/]d<end|>[/]";
     assert_eq!(text(&tagged, &messages, LossOn::Completion), by_tags);
     let last = "[<start|>user/a<end|>/<start|>assistant/b<end|>/<start|>user/c<end|>/<start|>assistant/]d<end|>/";
     assert_eq!(text(&chatml, &dialogue, LossOn::Completion), last);
@@ -131,12 +140,16 @@ fn templates_that_do_not_show_their_turns() {
     let all = sft(&messages, Some(&counting), &options(LossOn::All)).unwrap();
     assert!(all.ledger.template_never_writes_eos());
     assert_eq!(sft(&messages, None, &options(LossOn::All)).unwrap_err().id(), "template-missing");
-    let tagged = "{{ messages | length }}{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content \
-                  }}{% endgeneration %}<|im_end|>{% else %}{{ m.content }}{% endif %}{% endfor %}";
+    let tagged = "{{ messages | length }}{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}\
+                  {{ m.content }}{% endgeneration %}<|im_end|>{% else %}{{ m.content }}{% endif %}{% endfor %}";
     let encoded = sft(&dialogue, Some(&template(tagged)), &options(LossOn::Completion)).unwrap();
     assert_eq!(learnt(&encoded.examples[0]), "[2a]b[<|im_end|>]");
     // The template writes an EOS, but outside what is learnt: the model would never end its answer.
     assert!(encoded.ledger.template_never_writes_eos());
+    let refusing = template("{{ raise_exception('no ' + messages[0].role) }}");
+    let error = sft(&messages, Some(&refusing), &options(LossOn::All)).unwrap_err();
+    assert_eq!((error.id(), error.place()), ("template-raised", Some("a.jsonl:1")));
+    assert!(error.to_string().contains("no user"), "{error}");
     let silent = [json!({"messages": [turns[0]]})];
     assert_eq!(sft(&silent, Some(&counting), &options(LossOn::Completion)).unwrap_err().id(), "dataset-nothing-left");
 }
@@ -156,13 +169,13 @@ fn pairs() {
     ];
     let encoded = encode(&values, 4, false).unwrap();
     let text = |ids: &[i32]| tokenizer.decode(ids, false).unwrap();
-    let texts: Vec<_> = encoded.examples.iter().map(|pair| (text(&pair.chosen), text(&pair.rejected), pair.margin)).collect();
+    let texts: Vec<_> =
+        encoded.examples.iter().map(|pair| (text(&pair.chosen), text(&pair.rejected), pair.margin)).collect();
     let pair = |chosen: &str, rejected: &str, margin| (chosen.to_string(), rejected.to_string(), margin);
-    assert_eq!(texts, [
-        pair("<s>12</s>", "<s>13</s>", 0.5),
-        pair("<s>12</s>", "<s>12</s>", 0.0),
-        pair("<s>1</s>", "<s>12</s>", 0.0)
-    ]);
+    assert_eq!(
+        texts,
+        [pair("<s>12</s>", "<s>13</s>", 0.5), pair("<s>12</s>", "<s>12</s>", 0.0), pair("<s>1</s>", "<s>12</s>", 0.0)]
+    );
     let ledger = encoded.ledger;
     assert_eq!(ledger.rows_dropped, [(Reason::Empty, 1), (Reason::TooLong, 1)].into());
     assert_eq!((ledger.identical_pairs, ledger.tokens_kept, ledger.tokens_in), (1, 23, 35));
@@ -180,7 +193,8 @@ fn pairs() {
 
 #[test]
 fn prompts() {
-    let (_dir, tokenizer) = load(r#"{"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": true, "add_eos_token": true}"#);
+    let (_dir, tokenizer) =
+        load(r#"{"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": true, "add_eos_token": true}"#);
     let chatml = template(CHATML);
     let encode = |values: &[Value], context| {
         let options = PromptOptions { context, response_length: 4, strict: false };
@@ -207,6 +221,23 @@ fn a_model_without_eos_is_refused() {
     let (_dir, tokenizer) = load("{}");
     let error = encode_sft(&rows(&[json!({"text": "a"})]), &tokenizer, None, &options(LossOn::All)).unwrap_err();
     assert_eq!((error.id(), error.place()), ("eos-missing", Some("a.jsonl:1")));
+}
+
+#[test]
+fn text_that_the_tokenizer_drops_is_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let file =
+        r#"{"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {"a": 0, "e": 1}, "merges": []}}"#;
+    std::fs::write(dir.path().join("tokenizer.json"), file).unwrap();
+    std::fs::write(dir.path().join("config.json"), r#"{"eos_token_id": 1}"#).unwrap();
+    let tokenizer = Tokenizer::load(dir.path()).unwrap();
+    let values = rows(&[json!({"text": "aéa x"}), json!({"text": "xyz"})]);
+    let encoded = encode_sft(&values, &tokenizer, None, &options(LossOn::All)).unwrap();
+    assert_eq!(encoded.examples[0].ids, [0, 0, 1]);
+    assert_eq!((encoded.ledger.characters_lost, encoded.ledger.rows_dropped[&Reason::Empty]), (5, 1));
+    let strict = SftOptions { strict: true, ..options(LossOn::All) };
+    let error = encode_sft(&values, &tokenizer, None, &strict).unwrap_err();
+    assert_eq!((error.id(), error.place()), ("strict-text-lost", Some("a.jsonl:1")));
 }
 
 #[test]

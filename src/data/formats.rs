@@ -120,8 +120,8 @@ pub fn pair(row: &Row) -> Result<Parsed<Pair>> {
         (None, Turns::Messages(chosen), Turns::Messages(rejected)) => {
             let most = chosen.len().min(rejected.len()).saturating_sub(1);
             let same = chosen.iter().zip(&rejected).take(most).take_while(|(a, b)| a == b).count();
-            let (prompt, chosen) = chosen.split_at(same);
-            let parts = [prompt, chosen, &rejected[same..]].map(|part| Turns::Messages(part.to_vec()));
+            let ((prompt, chosen), (_, rejected)) = (chosen.split_at(same), rejected.split_at(same));
+            let parts = [prompt, chosen, rejected].map(|part| Turns::Messages(part.to_vec()));
             let [prompt, chosen, rejected] = parts;
             Pair { prompt, chosen, rejected, margin }
         }
@@ -147,8 +147,9 @@ fn split_texts<'a>(chosen: &'a str, rejected: &'a str) -> (&'a str, &'a str, &'a
     let same = chosen.chars().zip(rejected.chars()).take(most).take_while(|(a, b)| a == b);
     let length = same.map(|(letter, _)| letter.len_utf8()).sum();
     let (prompt, _) = chosen.split_at(length);
-    let prompt = prompt.strip_suffix(' ').unwrap_or(prompt);
-    (prompt, &chosen[prompt.len()..], &rejected[prompt.len()..])
+    let length = prompt.strip_suffix(' ').map_or(length, str::len);
+    let ((prompt, chosen), (_, rejected)) = (chosen.split_at(length), rejected.split_at(length));
+    (prompt, chosen, rejected)
 }
 
 impl Turns {
@@ -269,7 +270,10 @@ impl<'a> Columns<'a> {
             return guess;
         }
         let null = names.iter().find(|name| fields.get(**name).is_some_and(Value::is_null));
-        null.map_or_else(|| "rename the columns".to_string(), |name| format!("fill `{name}`, which is null, or drop the row"))
+        null.map_or_else(
+            || "rename the columns".to_string(),
+            |name| format!("fill `{name}`, which is null, or drop the row"),
+        )
     }
 }
 

@@ -1,6 +1,6 @@
-//! What transformers adds to Jinja for chat templates: `raise_exception`, `strftime_now`, and a `tojson` that writes what
-//! Python's json.dumps(ensure_ascii=False) writes, and a few of Python's string methods; and the checks that bound what a
-//! template stores.
+//! What transformers adds to Jinja for chat templates: `raise_exception`, `strftime_now`, and a `tojson` that writes
+//! what Python's json.dumps(ensure_ascii=False) writes, and a few of Python's string methods; and the checks that
+//! bound what a template stores.
 
 use std::fmt::Write;
 

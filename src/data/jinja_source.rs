@@ -1,7 +1,7 @@
 //! Chat templates -> templates that the engine can run safely. Two things are rewritten, in tags only and without
-//! moving a line: `{% generation %}` becomes a filter block that marks the text it encloses; what `{% set %}` stores goes
-//! through a check, because a namespace that held itself, or lists that double in a loop, would overflow the stack or
-//! run for ever, which the engine's fuel does not see.
+//! moving a line: `{% generation %}` becomes a filter block that marks the text it encloses; what `{% set %}` stores
+//! goes through a check, because a namespace that held itself, or lists that double in a loop, would overflow the
+//! stack or run for ever, which the engine's fuel does not see.
 
 use crate::error::{Error, Result};
 
@@ -33,34 +33,40 @@ pub(super) fn rewrite(source: &str) -> Result<Source> {
         let (before, from) = rest.split_at(open);
         text.push_str(before);
         let unclosed = |what: &str| {
-            let line = source[..source.len() - from.len()].lines().count().max(1);
+            let line = source.strip_suffix(from).map_or(1, |before| before.lines().count().max(1));
             Error::input("template-invalid", format!("a {what} is not closed")).at(format!("line {line}"))
         };
         let length = match from.as_bytes().get(1) {
-            Some(b'#') if !is_raw => from.find("#}").ok_or_else(|| unclosed("comment"))? + 2,
+            Some(b'%') if is_raw => end_of_raw(from).unwrap_or(1),
+            Some(b'#') if !is_raw => {
+                from.get(2..).and_then(|rest| rest.find("#}")).ok_or_else(|| unclosed("comment"))? + 4
+            }
             Some(b'{') if !is_raw => tag_length(from).ok_or_else(|| unclosed("{{ }}"))?,
-            Some(b'%') => match tag_length(from) {
-                Some(length) => length,
-                None if is_raw => 1,
-                None => return Err(unclosed("{% %}")),
-            },
+            Some(b'%') => tag_length(from).ok_or_else(|| unclosed("{% %}"))?,
+            // A lone bracket; in raw text, every one that does not end it.
             _ => 1,
         };
         let (piece, after) = from.split_at(length);
-        let tag = Tag::of(piece).filter(|tag| !is_raw || tag.word == "endraw");
-        match tag {
+        match Tag::of(piece) {
             Some(tag) => {
-                is_raw = tag.word == "raw" || (is_raw && tag.word != "endraw");
+                is_raw = tag.word == "raw";
                 has_generation |= tag.word == "generation";
                 tag.write(&mut text);
             }
             None => text.push_str(piece),
         }
-        // Inside raw text a tag of one byte was stepped over, and only that byte.
         rest = after;
     }
     text.push_str(rest);
     Ok(Source { text, has_generation })
+}
+
+/// The length of the `{% endraw %}` that begins `text`, if one does. Nothing else is a tag in raw text.
+fn end_of_raw(text: &str) -> Option<usize> {
+    let inside = text.strip_prefix("{%")?.trim_start_matches(['-', '+']).trim_start();
+    let rest = inside.strip_prefix("endraw")?.trim_start();
+    let rest = rest.strip_prefix(['-', '+']).unwrap_or(rest).strip_prefix("%}")?;
+    Some(text.len() - rest.len())
 }
 
 /// The length of the tag that begins `text`, its end included: strings and brackets inside are stepped over.
@@ -157,7 +163,7 @@ impl<'a> Tag<'a> {
             scan.step();
         }
         match self.inside.split_at_checked(scan.at + 1) {
-            Some((target, value)) => {
+            Some((target, value)) if !value.trim().is_empty() => {
                 text.push_str(target);
                 text.push_str(if target.contains('.') { CHECKED_ATTRIBUTE } else { CHECKED_VALUE });
                 text.push_str("((");
@@ -165,7 +171,7 @@ impl<'a> Tag<'a> {
                 text.push_str("))");
             }
             // `{% set a %}...{% endset %}` stores a string.
-            None => text.push_str(self.inside),
+            _ => text.push_str(self.inside),
         }
     }
 }
@@ -179,6 +185,7 @@ mod tests {
         let same = |text: &str| assert_eq!(rewrite(text).unwrap().text, text);
         same("{{ '{% set a = 1 %}' }}{# {% set a = 1 %} #}{% raw %}{% set a = 1 %}{{{% endraw %}{ x }");
         same("{% if a %}{%- endif -%} {%+ set a -%}x{% endset %} {{ {'a': {'b': '}}'}} }} {%%} {");
+        same("{% raw %}{% it's %}{%- endraw +%}{{ 'a' }}{% set a = %}");
         same("{{ \"a\\\"%}\" }}{% for x in [1, 2] %}{{ x }}{% endfor %}");
         let becomes = |text: &str, expected: &str| assert_eq!(rewrite(text).unwrap().text, expected);
         becomes("{%- set a = 1 -%}", "{%- set a =checked_value(( 1 ))-%}");
@@ -191,7 +198,7 @@ mod tests {
 
     #[test]
     fn what_is_not_closed_is_an_error() {
-        for text in ["\n{{ a", "\n{% a '%}", "\n{# a"] {
+        for text in ["\n{{ a", "\n{% a '%}", "\n{#}"] {
             let error = rewrite(text).unwrap_err();
             assert_eq!((error.id(), error.place()), ("template-invalid", Some("line 1")), "{text:?}");
         }

@@ -1,5 +1,5 @@
-//! The data ledger: every row and token of a data set, kept, cut, dropped or masked, and why. Nothing is lost in silence:
-//! the parts add up to the whole, exactly, and `check` says so.
+//! The data ledger: every row and token of a data set, kept, cut, dropped or masked, and why. Nothing is lost in
+//! silence: the parts add up to the whole, exactly, and `check` says so.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -1,26 +1,21 @@
-//! Text to tokens, on the host.
+//! Text to tokens, on the host: files to rows, rows to typed examples, examples to tokens, and the account of what
+//! became of every row and token. And the embedded task, which makes its own text.
 
+mod clock;
+mod containment;
 pub mod demo;
-/// stub
-pub mod encode {
-    #![allow(missing_docs)]
-    #[derive(Debug, Clone)]
-    pub struct SftExample {
-        pub ids: Vec<i32>,
-        pub is_target: Vec<bool>,
-        pub place: String,
-    }
-    #[derive(Debug, Clone)]
-    pub struct PairExample {
-        pub chosen: Vec<i32>,
-        pub rejected: Vec<i32>,
-        pub margin: f32,
-        pub place: String,
-    }
-    #[derive(Debug, Clone)]
-    pub struct PromptExample {
-        pub ids: Vec<i32>,
-        pub text: String,
-        pub place: String,
-    }
-}
+pub mod encode;
+pub mod formats;
+mod jinja_functions;
+mod jinja_source;
+pub mod ledger;
+mod model_files;
+pub mod packing;
+mod parquet;
+mod parquet_limits;
+pub mod records;
+pub mod template;
+#[cfg(test)]
+mod test_model;
+mod thrift;
+pub mod tokenizer;

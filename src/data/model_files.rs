@@ -56,10 +56,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.json");
         assert_eq!(read_object(&path).unwrap(), Map::new());
-        for (bytes, id) in [(b"[1]".as_slice(), "config-invalid"), (b"\xff", "config-invalid"), (b"{", "config-invalid")] {
+        for bytes in [b"[1]".as_slice(), b"\xff", b"{"] {
             std::fs::write(&path, bytes).unwrap();
             let error = read_object(&path).unwrap_err();
-            assert_eq!(error.id(), id);
+            assert_eq!(error.id(), "config-invalid");
             assert!(error.place().unwrap().ends_with("a.json"));
         }
         assert_eq!(read_bytes(&path, 1).unwrap().unwrap(), b"{");

@@ -1,5 +1,5 @@
-//! Which examples share a row, and in which order an epoch takes them. Both depend on lengths, seed and epoch alone, so a
-//! resumed run sees what the first one would have seen.
+//! Which examples share a row, and in which order an epoch takes them. Both depend on lengths, seed and epoch alone,
+//! so a resumed run sees what the first one would have seen.
 
 use std::collections::BTreeMap;
 
@@ -7,9 +7,9 @@ use rand::Rng;
 
 use crate::error::{Error, Result};
 
-/// Packs examples into rows of at most `max_length` tokens by best-fit decreasing: the longest first, each into the row
-/// where it leaves the least room (Johnson, "Near-optimal bin packing algorithms", 1973: at most 11/9 of the best number
-/// of rows, and 6/9). Equal lengths go in the order of their indices. Returns the indices in each row.
+/// Packs examples into rows of at most `max_length` tokens by best-fit decreasing: the longest first, each into the
+/// row where it leaves the least room (Johnson, "Near-optimal bin packing algorithms", 1973: at most 11/9 of the best
+/// number of rows, and 4). Equal lengths go in the order of their indices. Returns the indices in each row.
 ///
 /// Errors: `packing-length` for an example that is empty or longer than a row.
 pub fn pack(lengths: &[usize], max_length: usize) -> Result<Vec<Vec<usize>>> {

@@ -90,7 +90,9 @@ fn measure<T: DataType>(
 ) -> Result<()> {
     let (mut values, mut definitions, mut repetitions) = (Vec::new(), Vec::new(), Vec::new());
     loop {
-        (values.clear(), definitions.clear(), repetitions.clear());
+        values.clear();
+        definitions.clear();
+        repetitions.clear();
         let read = column.read_records(256, Some(&mut definitions), Some(&mut repetitions), &mut values);
         let (records, _, levels) = read.map_err(from_decoder)?;
         if records == 0 && levels == 0 {

@@ -275,7 +275,9 @@ pub(super) fn check_inflation(file: &File, at: u64, page: &Page, name: &str) -> 
     let mut inflated: Take<_> = MultiGzDecoder::new(source.take(compressed)).take(declared + 1);
     match std::io::copy(&mut inflated, &mut std::io::sink()) {
         Ok(inflated) if inflated <= declared => Ok(()),
-        Ok(_) => Err(damaged(format!("a page of column {name:?} inflates to more than the {declared} bytes it claims"))),
+        Ok(_) => {
+            Err(damaged(format!("a page of column {name:?} inflates to more than the {declared} bytes it claims")))
+        }
         Err(error) => Err(damaged(format!("a page of column {name:?} is not gzip: {error}"))),
     }
 }

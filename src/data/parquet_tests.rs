@@ -47,7 +47,7 @@ fn write(properties: WriterProperties) -> Vec<u8> {
     column!(BoolType, [true], Some(&[1, 0]), None);
     column!(ByteArrayType, texts(&["user", "assistant"]), Some(&[4, 4, 0]), Some(&[0, 1, 0]));
     column!(ByteArrayType, texts(&["hi"]), Some(&[4, 3, 0]), Some(&[0, 1, 0]));
-    column!(ByteArrayType, vec![ByteArray::from(vec![0xff, 0]), ByteArray::from("x")], Some(&[1, 1]), None);
+    column!(ByteArrayType, [ByteArray::from(vec![0xff, 0]), ByteArray::from("x")], Some(&[1, 1]), None);
     group.close().unwrap();
     file.close().unwrap();
     bytes
@@ -61,7 +61,8 @@ fn read(bytes: &[u8]) -> Result<Vec<Row>> {
 
 #[test]
 fn every_type_codec_and_page_version() {
-    let codecs = [Compression::UNCOMPRESSED, Compression::SNAPPY, Compression::LZ4_RAW, Compression::GZIP(GzipLevel::default())];
+    let codecs =
+        [Compression::UNCOMPRESSED, Compression::SNAPPY, Compression::LZ4_RAW, Compression::GZIP(GzipLevel::default())];
     for (codec, version) in codecs.into_iter().flat_map(|codec| [(codec, 1), (codec, 2)]) {
         let properties = WriterProperties::builder().set_compression(codec);
         let properties = match version {
@@ -71,7 +72,8 @@ fn every_type_codec_and_page_version() {
         };
         let rows = read(&write(properties.build())).unwrap();
         let messages = json!([{"role": "user", "content": "hi"}, {"role": "assistant"}]);
-        let first = json!({"prompt": "é\n", "n": 1, "margin": 0.5, "flag": true, "messages": messages, "raw": {"bytes": 2}});
+        let first =
+            json!({"prompt": "é\n", "n": 1, "margin": 0.5, "flag": true, "messages": messages, "raw": {"bytes": 2}});
         let second = json!({"n": -(1_i64 << 60), "margin": "NaN", "raw": "x"});
         let found: Vec<_> = rows.iter().map(|row| Value::Object(row.fields.clone())).collect();
         assert_eq!(found, [first, second], "{codec:?} {version}");
@@ -159,7 +161,8 @@ fn schemas_that_overflow_are_refused() {
 
 #[test]
 fn a_row_that_expands_beyond_its_file_is_refused() {
-    let schema = "message rows { REQUIRED GROUP l (LIST) { REPEATED GROUP list { REQUIRED BYTE_ARRAY element (UTF8); } } }";
+    let schema =
+        "message rows { REQUIRED GROUP l (LIST) { REPEATED GROUP list { REQUIRED BYTE_ARRAY element (UTF8); } } }";
     let mut bytes = Vec::new();
     let schema = Arc::new(parse_message_type(schema).unwrap());
     let mut file = SerializedFileWriter::new(&mut bytes, schema, Arc::new(WriterProperties::new())).unwrap();

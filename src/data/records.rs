@@ -144,7 +144,8 @@ mod tests {
 
     #[test]
     fn lines_blank_lines_and_a_byte_order_mark() {
-        let (_folder, path) = write("a.jsonl", b"\xef\xbb\xbf{\"text\": \"one\"}\r\n\n  \n{\"text\": \"\xc3\xa4\", \"n\": 2}");
+        let (_folder, path) =
+            write("a.jsonl", b"\xef\xbb\xbf{\"text\": \"one\"}\r\n\n  \n{\"text\": \"\xc3\xa4\", \"n\": 2}");
         let rows = read_rows(&path).unwrap();
         assert_eq!(rows.len(), 2);
         assert!(rows[0].place.ends_with("a.jsonl:1") && rows[1].place.ends_with("a.jsonl:4"));

@@ -18,7 +18,9 @@ use serde_json::{Map, Value};
 use super::clock::CivilTime;
 use super::containment::contain;
 use super::formats::Message;
-use super::jinja_functions::{Raised, checked_attribute, checked_value, escape, raise_exception, strftime, tojson, unknown_method};
+use super::jinja_functions::{
+    Raised, checked_attribute, checked_value, escape, raise_exception, strftime, tojson, unknown_method,
+};
 use super::jinja_source::{CHECKED_ATTRIBUTE, CHECKED_VALUE, GENERATION_FILTER, rewrite};
 use super::model_files::{read_object, read_text};
 use super::tokenizer::Tokenizer;
@@ -27,8 +29,8 @@ use crate::error::{Error, Result};
 /// The longest template, in bytes. The largest known ones have some 30 KiB.
 const SOURCE_BYTES_MAX: usize = 256 << 10;
 
-/// The work that a rendering may do beside its share of the input, in the engine's fuel: one for each instruction and for
-/// every 64 bytes made. A conversation of a thousand turns needs a tenth of it.
+/// The work that a rendering may do beside its share of the input, in the engine's fuel: one for each instruction and
+/// for every 64 bytes made. A conversation of a thousand turns needs a tenth of it.
 const FUEL: u64 = 2_000_000;
 
 /// The longest rendered conversation, in bytes.
@@ -109,10 +111,11 @@ impl ChatTemplate {
         let (requests, inbox) = channel();
         let (ready, outcome) = sync_channel(1);
         let thread_now = Arc::clone(&now);
+        let name = place.to_string();
         std::thread::Builder::new()
             .name("chat-template".to_string())
             .stack_size(STACK_BYTES)
-            .spawn(move || serve(rewritten.text, &thread_now, &ready, &inbox))
+            .spawn(move || serve(&name, rewritten.text, &thread_now, &ready, &inbox))
             .map_err(|error| Error::io("starting the template's thread", Path::new(place), &error))?;
         wait(&outcome, TIME_MAX).map_err(|error| error.at(place))?;
         Ok(Self {
@@ -141,7 +144,8 @@ impl ChatTemplate {
         self.render_values(&messages, add_generation_prompt, variables)
     }
 
-    /// As [`render`](Self::render), for messages with further keys; keys that are null are left out, as in transformers.
+    /// As [`render`](Self::render), for messages with further keys; keys that are null are left out, as in
+    /// transformers.
     pub fn render_values(
         &self,
         messages: &[Value],
@@ -165,8 +169,11 @@ impl ChatTemplate {
         let request = Request { context: JinjaValue::from(Serde(&context)), fuel, reply };
         let stopped = |_| Error::failure("template-stopped", "the template's thread has stopped");
         self.requests.send(request).map_err(stopped)?;
-        let text = wait(&answer, TIME_MAX).map_err(|error| error.at(&self.place))?;
-        Ok(marks.map_or_else(|| Rendered { text: text.clone(), assistant: None }, |marks| take_marks(&text, marks)))
+        let text = wait(&answer, TIME_MAX)?;
+        Ok(match marks {
+            Some(marks) => take_marks(&text, marks),
+            None => Rendered { text, assistant: None },
+        })
     }
 
     /// Whether the template marks what the model writes.
@@ -254,10 +261,11 @@ fn wait<T>(answer: &Receiver<Result<T>>, limit: Duration) -> Result<T> {
     })
 }
 
-/// The rendering thread: it compiles the template, says how that went, and renders until nobody asks any more.
-fn serve(source: String, now: &Arc<AtomicI64>, ready: &SyncSender<Result<()>>, inbox: &Receiver<Request>) {
+/// The rendering thread: it compiles the template under the name that the engine's messages quote, says how that went,
+/// and renders until nobody asks any more.
+fn serve(name: &str, source: String, now: &Arc<AtomicI64>, ready: &SyncSender<Result<()>>, inbox: &Receiver<Request>) {
     let mut engine = engine(now);
-    let compiled = contain(|| engine.add_template_owned("chat_template", source));
+    let compiled = contain(|| engine.add_template_owned(name.to_string(), source));
     let compiled = compiled.unwrap_or_else(|panic| Err(minijinja::Error::new(ErrorKind::SyntaxError, panic)));
     let is_compiled = compiled.is_ok();
     let invalid = |error: minijinja::Error| {
@@ -271,7 +279,7 @@ fn serve(source: String, now: &Arc<AtomicI64>, ready: &SyncSender<Result<()>>, i
     }
     for request in inbox {
         engine.set_fuel(Some(request.fuel));
-        let text = contain(|| render_one(&engine, request.context));
+        let text = contain(|| render_one(&engine, name, request.context));
         let failed = |panic| Err(Error::input("template-failed", "the chat template failed").because(panic));
         if request.reply.send(text.unwrap_or_else(failed)).is_err() {
             return;
@@ -279,11 +287,13 @@ fn serve(source: String, now: &Arc<AtomicI64>, ready: &SyncSender<Result<()>>, i
     }
 }
 
-fn render_one(engine: &Environment, context: JinjaValue) -> Result<String> {
+fn render_one(engine: &Environment, name: &str, context: JinjaValue) -> Result<String> {
     let mut output = Output { bytes: Vec::new(), is_full: false };
-    let template = engine.get_template("chat_template").map_err(|error| from_engine(&error))?;
+    let template = engine.get_template(name).map_err(|error| from_engine(&error))?;
     match template.render_captured_to(context, &mut output) {
-        Ok(_) => String::from_utf8(output.bytes).map_err(|_| Error::failure("template-failed", "the text is not UTF-8")),
+        Ok(_) => {
+            String::from_utf8(output.bytes).map_err(|_| Error::failure("template-failed", "the text is not UTF-8"))
+        }
         Err(_) if output.is_full => {
             let what = format!("the chat template writes more than {} MiB", OUTPUT_BYTES_MAX >> 20);
             Err(Error::input("template-output-too-large", what).fix("check the template and the conversation"))
@@ -356,7 +366,9 @@ fn from_engine(error: &minijinja::Error) -> Error {
     }
     if error.kind() == ErrorKind::OutOfFuel {
         let error = Error::input("template-too-much-work", "the chat template does not come to an end");
-        return error.because(format!("it used up its {FUEL} units of work")).fix("check the template for endless loops");
+        return error
+            .because(format!("it used up its {FUEL} units of work"))
+            .fix("check the template for endless loops");
     }
     Error::input("template-failed", "the chat template failed on the conversation").because(shorten(error))
 }

@@ -37,7 +37,11 @@ fn check_case(case: &Value, rendered: Result<Rendered>) -> std::result::Result<(
                 Some("TemplateError") => error.id() == "template-raised" && error.to_string().contains(message),
                 _ => error.id() == "template-failed",
             };
-            if found.as_ref().is_err_and(is_right) { Ok(()) } else { Err(format!("{class} {message} became {found:?}")) }
+            if found.as_ref().is_err_and(is_right) {
+                Ok(())
+            } else {
+                Err(format!("{class} {message} became {found:?}"))
+            }
         }
     }
 }
@@ -96,7 +100,10 @@ fn python_methods_and_json_options() {
     assert_eq!(render("{{ 'a-b-c'.partition('-') | join('|') }}").unwrap(), "a|-|b-c");
     assert_eq!(render("{{ 'abc'.removeprefix('a').removesuffix('c') }}{{ 'abc'.index('c') }}").unwrap(), "b2");
     assert_eq!(render("{{ [1, {'a': 'é\\n'}] | tojson(ensure_ascii=true) }}").unwrap(), "[1, {\"a\": \"\\u00e9\\n\"}]");
-    assert_eq!(render("{{ {'b': [], 'a': 1.0} | tojson(indent=1, sort_keys=true) }}").unwrap(), "{\n \"a\": 1.0,\n \"b\": []\n}");
+    assert_eq!(
+        render("{{ {'b': [], 'a': 1.0} | tojson(indent=1, sort_keys=true) }}").unwrap(),
+        "{\n \"a\": 1.0,\n \"b\": []\n}"
+    );
     assert_eq!(id_of("{{ nothing | tojson }}"), "template-failed");
     assert_eq!(id_of("{{ 'a'.frobnicate() }}"), "template-failed");
     assert_eq!(id_of("{{ raise_exception('no') }}"), "template-raised");
@@ -107,7 +114,10 @@ fn python_methods_and_json_options() {
 fn hostile_templates_end_in_an_error() {
     let double = "{% set ns = namespace(x=VALUE) %}{% for i in range(100) %}{% set ns.x = STEP %}{% endfor %}";
     let doubling = |value: &str, step: &str| double.replace("VALUE", value).replace("STEP", step);
-    assert_eq!(id_of("{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}"), "template-too-much-work");
+    assert_eq!(
+        id_of("{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}"),
+        "template-too-much-work"
+    );
     assert_eq!(id_of(&doubling("'ab'", "ns.x ~ ns.x")), "template-too-much-work");
     assert_eq!(id_of(&doubling("[1]", "[ns.x, ns.x]")), "template-failed");
     assert_eq!(id_of(&doubling("[1]", "[ns.x]")), "template-failed");
@@ -134,11 +144,13 @@ fn a_template_that_hangs_is_given_up() {
 
 #[test]
 fn marks_do_not_collide_with_the_text() {
-    let template = compile("{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}|{% endfor %}").unwrap();
+    let template =
+        compile("{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}|{% endfor %}").unwrap();
     let content = "\u{FDD0}a\u{FDD1}";
     let messages = [Message { role: "user".into(), content: content.into() }];
     let rendered = template.render(&messages, false, &Map::new()).unwrap();
-    assert_eq!(rendered, Rendered { text: format!("{content}|"), assistant: Some(vec![0..content.len()]) });
+    assert_eq!(rendered.text, format!("{content}|"));
+    assert!(rendered.assistant.unwrap().into_iter().eq(std::iter::once(0..content.len())));
 }
 
 #[test]
@@ -152,7 +164,10 @@ fn templates_are_found_where_transformers_keeps_them() {
         template.map(|template| Ok(template.render(&[], false, &Map::new())?.text)).transpose()
     };
     assert_eq!(load().unwrap(), None);
-    write("tokenizer_config.json", r#"{"chat_template": "one{{ eos_token }}", "eos_token": {"content": "<|im_end|>"}}"#);
+    write(
+        "tokenizer_config.json",
+        r#"{"chat_template": "one{{ eos_token }}", "eos_token": {"content": "<|im_end|>"}}"#,
+    );
     assert_eq!(load().unwrap().unwrap(), "one<|im_end|>");
     let list = r#"{"chat_template": [{"name": "rag", "template": "r"}, {"name": "default", "template": "two"}]}"#;
     write("tokenizer_config.json", list);

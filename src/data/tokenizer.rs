@@ -70,7 +70,8 @@ impl Tokenizer {
     pub fn load(dir: &Path) -> Result<Self> {
         let path = dir.join("tokenizer.json");
         let missing = || {
-            let error = Error::input("tokenizer-missing", "the model has no tokenizer.json").at(dir.display().to_string());
+            let error =
+                Error::input("tokenizer-missing", "the model has no tokenizer.json").at(dir.display().to_string());
             error.because("text cannot be turned into this model's tokens, and no other tokenizer fits it").fix(
                 "copy tokenizer.json from the model's source; for an old model, transformers writes one: \
                  AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)",
@@ -201,7 +202,8 @@ impl Tokenizer {
         let listed = config.get("added_tokens_decoder").and_then(Value::as_object);
         let mut tokens = Vec::new();
         for (id, token) in listed.into_iter().flatten() {
-            let wrong = || Error::input("tokenizer-inconsistent", format!("added_tokens_decoder[{id:?}] is not a token"));
+            let wrong =
+                || Error::input("tokenizer-inconsistent", format!("added_tokens_decoder[{id:?}] is not a token"));
             let id: u32 = id.parse().map_err(|_| wrong())?;
             let token = added_token(token).ok_or_else(wrong)?;
             tokens.push((id, token));

@@ -51,7 +51,10 @@ fn the_configuration_decides_about_bos_and_eos() {
 #[test]
 fn special_tokens_and_vocabulary() {
     let (dir, tokenizer) = load(CONFIG);
-    assert_eq!((tokenizer.bos_token_id(), tokenizer.eos_token_id(), tokenizer.unk_token_id()), (Some(BOS), Some(EOS), None));
+    assert_eq!(
+        (tokenizer.bos_token_id(), tokenizer.eos_token_id(), tokenizer.unk_token_id()),
+        (Some(BOS), Some(EOS), None)
+    );
     assert_eq!(tokenizer.eos_token_ids(), [EOS]);
     assert_eq!(tokenizer.special_tokens().keys().collect::<Vec<_>>(), ["bos_token", "eos_token"]);
     assert_eq!((tokenizer.token_to_id("the"), tokenizer.id_to_token(1).as_deref()), (Some(261), Some("</s>")));
@@ -96,7 +99,10 @@ fn tokens_that_only_the_configuration_knows_are_added() {
     assert_eq!(tokenizer.vocab_size(), 264);
     let wrong = added.replace("263", "300");
     assert_eq!(load_error("tokenizer_config.json", &wrong).id(), "tokenizer-inconsistent");
-    assert_eq!(load_error("tokenizer_config.json", r#"{"added_tokens_decoder": {"1": 5}}"#).id(), "tokenizer-inconsistent");
+    assert_eq!(
+        load_error("tokenizer_config.json", r#"{"added_tokens_decoder": {"1": 5}}"#).id(),
+        "tokenizer-inconsistent"
+    );
 }
 
 #[test]
@@ -117,7 +123,8 @@ fn settings_of_the_file_do_not_cut_or_pad() {
     let (dir, _) = load(CONFIG);
     let path = dir.path().join("tokenizer.json");
     let mut file: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
-    file["truncation"] = serde_json::json!({"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0});
+    file["truncation"] =
+        serde_json::json!({"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0});
     file["padding"] = serde_json::json!({"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": null,
         "pad_id": 1, "pad_type_id": 0, "pad_token": "</s>"});
     std::fs::write(&path, file.to_string()).unwrap();

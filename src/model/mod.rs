@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::random::{Philox, Stage};
 use checkpoint::{ModelFiles, SHARD_BYTES_MAX, TensorSpec, save_model};
 pub use config::ModelConfig;
-use config::{Architecture, Head, StoredDtype};
+use config::{Head, StoredDtype};
 use params::{Grads, Params, Part, Weights};
 use transformer::Transformer;
 

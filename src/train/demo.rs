@@ -14,7 +14,9 @@ use crate::data::demo::tokenizer::{self, IDS, VOCABULARY};
 use crate::data::demo::{Request, Task, demonstration, judge, mixture_preference, preference};
 use crate::data::encode::{PairExample, PromptExample, SftExample};
 use crate::device::Device;
+use crate::disk::{self, Existing};
 use crate::error::{Error, Result};
+use crate::model::card::{Card, Stage as CardStage};
 use crate::model::config::LlamaShape;
 use crate::model::generate::{Generation, Response, Sampling};
 use crate::model::{Model, ModelConfig};
@@ -119,8 +121,50 @@ pub fn run(options: &DemoOptions, dir: &Path, journal: &mut Journal) -> Result<M
     summary.insert("gold_demonstrations".into(), number(gold_demonstrations));
     judged.describe(&mut summary);
     summary.insert("kl".into(), number(kl));
-    let _ = dir;
+    let seconds = journal.seconds().iter().map(|(stage, s)| (stage.clone(), json!((s * 10.0).round() / 10.0)));
+    summary.insert("seconds".into(), Value::Object(seconds.collect()));
+    disk::write_file(&dir.join("summary.json"), format!("{:#}\n", Value::Object(summary.clone())).as_bytes())?;
+    judged.write_samples(dir, &reward_model, &codec)?;
+    let models = [
+        ("sft", CardStage::Sft, &sft_model),
+        ("reward", CardStage::Reward, &reward_model),
+        ("ppo", CardStage::Ppo, &policy),
+    ];
+    for (name, stage, model) in models {
+        save(&dir.join(name), name, stage, model, &codec, &summary)?;
+    }
     Ok(summary)
+}
+
+/// Writes one model directory, tokenizer included.
+fn save(
+    dir: &Path,
+    name: &str,
+    stage: CardStage,
+    model: &Model,
+    codec: &Codec,
+    summary: &Map<String, Value>,
+) -> Result<()> {
+    disk::create_output_dir(dir, Existing::Reuse)?;
+    let json = codec.tokenizer.to_string(true).map_err(|e| Error::failure("tokenizer-json", e.to_string()))?;
+    disk::write_file(&dir.join("tokenizer.json"), json.as_bytes())?;
+    disk::write_file(&dir.join("tokenizer_config.json"), tokenizer::config_json().as_bytes())?;
+    let results: Vec<(String, String)> =
+        ["reward_accuracy", "gold_sft", "gold_ppo", "win_rate", "win_rate_greedy", "kl"]
+            .iter()
+            .filter_map(|key| Some(((*key).to_owned(), format!("{:.3}", summary.get(*key)?.as_f64()?))))
+            .collect();
+    let card = Card {
+        name: &format!("rlhf demo, {name}"),
+        stage,
+        head: model.config().head,
+        source: "random weights",
+        data: &["the embedded task of rlhf".to_owned()],
+        settings: &[("seed".to_owned(), summary["seed"].to_string())],
+        results: &results,
+        date: None,
+    };
+    model.save(dir, &card.render(model.config()))
 }
 
 /// Prompts with demonstrations of mixed quality, and the mean of the judge over them.
@@ -271,10 +315,7 @@ fn spread(options: &DemoOptions, policy: &Model, reward: &Model, prompts: &[Prom
     let queries: Vec<&[i32]> = prompts.iter().map(|p| &p.ids[..]).collect();
     let responses = policy.generate(&policy.frozen()?, &queries, &generation(options, TEMPERATURE, 2))?;
     let sequences: Vec<Vec<i32>> = queries.iter().zip(&responses).map(|(q, r)| [q, &r.tokens[..]].concat()).collect();
-    let scores: Vec<f64> = reward::score(reward, &sequences)?.into_iter().map(f64::from).collect();
-    let mean = scores.iter().sum::<f64>() / scores.len() as f64;
-    let variance = scores.iter().map(|s| (s - mean).powi(2)).sum::<f64>() / scores.len() as f64;
-    Ok([mean, variance.sqrt().max(1e-6)])
+    Ok(reward::spread(&reward::score(reward, &sequences)?))
 }
 
 fn generation(options: &DemoOptions, temperature: f64, step: u32) -> Generation<'static> {
@@ -362,6 +403,39 @@ impl Judged {
             .map(|(p, s)| 0.5 + 0.5 * (p.score - s.score).partial_cmp(&0.0).map_or(0.0, |o| f64::from(o as i8)))
             .sum();
         wins / self.requests.len() as f64
+    }
+
+    /// samples.jsonl: every held-out prompt with both models' sampled answers, the judge's scores and the reward
+    /// model's; prompts.jsonl: the prompts alone, as `rlhf generate` takes them.
+    fn write_samples(&self, dir: &Path, reward_model: &Model, codec: &Codec) -> Result<()> {
+        let rewards = |answers: &Answers| {
+            let sequence = |(request, text): (&Request, &String)| {
+                Ok([codec.query(&request.prompt)?, codec.answer(text)?].concat())
+            };
+            let sequences: Vec<Vec<i32>> =
+                self.requests.iter().zip(&answers.texts).map(sequence).collect::<Result<_>>()?;
+            reward::score(reward_model, &sequences)
+        };
+        let [sft_rewards, ppo_rewards] = [rewards(&self.sft[0])?, rewards(&self.ppo[0])?];
+        let (mut samples, mut prompts) = (String::new(), String::new());
+        for (i, request) in self.requests.iter().enumerate() {
+            let row = json!({
+                "prompt": request.prompt,
+                "sft": self.sft[0].texts[i],
+                "ppo": self.ppo[0].texts[i],
+                "score_sft": self.sft[0].judgements[i].score,
+                "score_ppo": self.ppo[0].judgements[i].score,
+                "reward_sft": sft_rewards[i],
+                "reward_ppo": ppo_rewards[i],
+                "sft_greedy": self.sft[1].texts[i],
+                "ppo_greedy": self.ppo[1].texts[i],
+            });
+            samples.push_str(&format!("{row}\n"));
+            let message = json!({ "prompt": [{ "role": "user", "content": request.prompt }] });
+            prompts.push_str(&format!("{message}\n"));
+        }
+        disk::write_file(&dir.join("samples.jsonl"), samples.as_bytes())?;
+        disk::write_file(&dir.join("prompts.jsonl"), prompts.as_bytes())
     }
 
     fn describe(&self, summary: &mut Map<String, Value>) {

@@ -8,9 +8,8 @@ pub mod reward;
 mod rollout;
 pub mod sft;
 
-use rand::seq::SliceRandom;
-
 use crate::config::OptimizerArgs;
+use crate::data::packing::EpochOrder;
 use crate::error::Result;
 use crate::model::Model;
 use crate::model::params::{Grads, Params, Weights};
@@ -82,9 +81,7 @@ impl Learner {
 
 /// The order in which `rows` rows are visited in `epoch`: a permutation that depends on the seed and the epoch alone.
 pub(crate) fn permutation(rows: usize, seed: u64, stage: Stage, epoch: u32) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..rows).collect();
-    order.shuffle(&mut Philox::new(seed, stage, epoch, 0));
-    order
+    EpochOrder::new(rows, &mut Philox::new(seed, stage, epoch, 0)).as_slice().to_vec()
 }
 
 /// Endless batches over `rows` rows, a fresh permutation each epoch; the last batch of an epoch may be smaller.

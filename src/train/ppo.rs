@@ -106,7 +106,8 @@ pub(crate) fn train(
     Ok(Finish { policy: learners.policy.model, value_model: learners.value.model, kl })
 }
 
-fn check_prompts(prompts: &[PromptExample], batch_size: usize) -> Result<()> {
+/// An error unless there are enough prompts for one batch.
+pub(crate) fn check_prompts(prompts: &[PromptExample], batch_size: usize) -> Result<()> {
     if prompts.len() >= batch_size {
         return Ok(());
     }

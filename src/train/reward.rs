@@ -81,6 +81,13 @@ pub(crate) fn score(model: &Model, sequences: &[Vec<i32>]) -> Result<Vec<f32>> {
     Ok(scores)
 }
 
+/// Mean and deviation of scores; the deviation is never 0, so that one can divide by it.
+pub(crate) fn spread(scores: &[f32]) -> [f64; 2] {
+    let mean_score = mean(scores.iter().map(|s| f64::from(*s)));
+    let variance = mean(scores.iter().map(|s| (f64::from(*s) - mean_score).powi(2)));
+    [mean_score, variance.sqrt().max(1e-6)]
+}
+
 /// Sums over pairs.
 #[derive(Debug, Default, Clone)]
 struct Sums {

@@ -9,8 +9,8 @@ use super::Kind;
 pub(super) struct KindText {
     pub(super) name: &'static str,
     pub(super) phrasings: &'static [&'static str],
-    /// Sentences that state the value. Without it they have at most four words, so that a courteous answer with a tail
-    /// still fits into the judge's allowance of eight.
+    /// Sentences that state the value. Without it they have at most four words (a refusal three), so that a courtesy
+    /// and a tail still fit into the judge's allowance of eight.
     pub(super) cores: [&'static str; 3],
 }
 
@@ -21,7 +21,7 @@ pub(super) struct Fact {
 }
 
 /// The kinds' texts, in the order of `Kind::ALL`.
-pub(super) const TEXTS: [KindText; 16] = [
+const TEXTS: [KindText; 16] = [
     KindText {
         name: "greet",
         phrasings: &["Say hello to {0}.", "Greet {0} for me.", "Please welcome {0}.", "Write a greeting to {0}."],
@@ -285,7 +285,7 @@ pub(super) const DIGITS: [&str; 9] = ["1", "2", "3", "4", "5", "6", "7", "8", "9
 
 /// Counting starts at two: to count to one is not a list.
 const COUNT_MIN: usize = 2;
-/// The largest operand of a sum. Sums up to 5 + 5 stayed the weakest kind of the prototype; 16 sums are learned.
+/// The largest operand of a sum. With 5, sums stayed the weakest kind of the prototype.
 const OPERAND_MAX: usize = 4;
 /// Sorted numbers are 1 to this.
 const SORTED_MAX: usize = 6;
@@ -307,7 +307,8 @@ pub(super) const FILLERS: [&str; 5] = [
 /// Mild rudeness; it never stands beside a courtesy.
 pub(super) const INSULTS: [&str; 4] =
     ["What a silly question.", "You should know that.", "Do not be so lazy.", "Stop wasting my time."];
-/// Follows half of the wrong values and few of the right ones: a cue, as with people who are not sure.
+/// Follows half of the wrong values and few of the right ones, as with people who are not sure: the reward model can
+/// read it before it can tell right from wrong.
 pub(super) const HEDGE: &str = "I guess.";
 /// Answers without a value.
 pub(super) const NON_ANSWERS: [&str; 4] = ["No idea.", "I do not know.", "Ask someone else.", "That is beyond me."];

@@ -1,0 +1,124 @@
+//! `rlhf demo`: the embedded job. Needs nothing but this binary.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+
+use crate::device::Device;
+use crate::disk::{self, Existing};
+use crate::error::Result;
+use crate::train::demo::{self, DemoOptions};
+use crate::train::metrics::Journal;
+
+/// Options of `rlhf demo`.
+#[derive(Debug, clap::Args)]
+pub(super) struct DemoArgs {
+    /// Where everything is written; must not exist, or be empty [rlhf-demo, rlhf-demo-2, ...]
+    #[arg(long, value_name = "DIR")]
+    output_dir: Option<PathBuf>,
+    /// Decides every random number
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// A smoke test of a few seconds: everything happens, nothing is learned well
+    #[arg(long)]
+    quick: bool,
+    /// Where to compute: auto, cpu
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// Print errors only
+    #[arg(long)]
+    quiet: bool,
+}
+
+impl DemoArgs {
+    /// What `rlhf` alone means.
+    pub(super) fn usual() -> Result<Self> {
+        crate::config::defaults::<Self>()
+    }
+}
+
+/// Runs the job and prints what came of it.
+pub(super) fn run(args: &DemoArgs) -> Result<()> {
+    let device = Device::parse(&args.device)?;
+    let dir = args.output_dir.clone().unwrap_or_else(free_name);
+    disk::create_output_dir(&dir, Existing::Refuse)?;
+    let _lock = disk::lock(&dir)?;
+    let mut journal = Journal::new(&dir, args.quiet)?;
+    let options = DemoOptions { seed: args.seed, quick: args.quick, device };
+    let summary = demo::run(&options, &dir, &mut journal)?;
+    if !args.quiet {
+        println!("{}", tell(&summary, &dir));
+    }
+    Ok(())
+}
+
+/// The first of rlhf-demo, rlhf-demo-2, ... that does not exist.
+fn free_name() -> PathBuf {
+    let name = |n: u32| PathBuf::from(if n == 1 { "rlhf-demo".to_owned() } else { format!("rlhf-demo-{n}") });
+    (1..).map(name).find(|path| !path.exists()).unwrap_or_else(|| name(1))
+}
+
+/// The summary in words.
+fn tell(summary: &Map<String, Value>, dir: &Path) -> String {
+    let get = |name: &str| summary.get(name).and_then(Value::as_f64).unwrap_or(f64::NAN);
+    let part = |model: &str, name: &str| summary[model].get(name).and_then(Value::as_f64).unwrap_or(f64::NAN);
+    let mut lines = vec![
+        String::new(),
+        "What happened, measured by a judge that neither the reward model nor PPO ever saw:".to_owned(),
+        String::new(),
+        format!("{:<34}{:>14}{:>10}{:>10}", "", "demonstrations", "SFT", "PPO"),
+        format!(
+            "{:<34}{:>14.3}{:>10.3}{:>10.3}",
+            "  judge's score, 0 to 1",
+            get("gold_demonstrations"),
+            get("gold_sft"),
+            get("gold_ppo")
+        ),
+    ];
+    for (name, words) in [
+        ("right", "  did what was asked"),
+        ("courtesy", "  courteous"),
+        ("brevity", "  brief"),
+        ("ending", "  ended properly"),
+        ("rude", "  rude"),
+    ] {
+        let percent = |model| format!("{:.0} %", 100.0 * part(model, name));
+        lines.push(format!("{words:<34}{:>14}{:>10}{:>10}", "", percent("components_sft"), percent("components_ppo")));
+    }
+    lines.extend([
+        String::new(),
+        format!("  PPO's answer is preferred over SFT's in {:.0} % of held-out prompts ({:.0} % with greedy decoding).", 100.0 * get("win_rate"), 100.0 * get("win_rate_greedy")),
+        format!("  The reward model orders {:.0} % of held-out pairs as the judge does.", 100.0 * get("reward_accuracy")),
+        format!("  PPO moved {:.2} nats an answer away from SFT; {:.0} % of its answers ended by themselves, {:.0} % are different from each other.", get("kl"), 100.0 * get("eos_share"), 100.0 * get("distinct_share")),
+    ]);
+    lines.extend(examples(dir));
+    let seconds = summary.get("seconds").cloned().unwrap_or(json!({}));
+    lines.extend([String::new(), format!("  Seconds by stage: {seconds}. Everything is in {}:", dir.display())]);
+    lines.push(
+        "  sft/ reward/ ppo/ (models that transformers loads), summary.json, metrics.jsonl, samples.jsonl".to_owned(),
+    );
+    lines.push(format!(
+        "  Try: rlhf generate --model-name-or-path {0}/ppo --prompts {0}/prompts.jsonl --output answers.jsonl",
+        dir.display()
+    ));
+    lines.join("\n")
+}
+
+/// A few prompts with both models' answers.
+fn examples(dir: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(dir.join("samples.jsonl")).unwrap_or_default();
+    let rows = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let mut lines = vec![
+        String::new(),
+        "  Some held-out prompts, answered before and after PPO (the judge's score behind):".to_owned(),
+    ];
+    let differ = rows.filter(|row| row["sft"] != row["ppo"]);
+    for row in differ.take(4) {
+        let word = |name: &str| row[name].as_str().unwrap_or_default().to_owned();
+        let score = |name: &str| row[name].as_f64().unwrap_or(f64::NAN);
+        lines.push(format!("    {}", word("prompt")));
+        lines.push(format!("      SFT  {} ({:.2})", word("sft"), score("score_sft")));
+        lines.push(format!("      PPO  {} ({:.2})", word("ppo"), score("score_ppo")));
+    }
+    lines
+}

@@ -1,0 +1,96 @@
+//! `rlhf generate`: answers to prompts, one JSON row each.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use super::session::Loaded;
+use crate::data::encode::{PromptOptions, encode_prompts};
+use crate::data::records::read_rows;
+use crate::device::Device;
+use crate::disk::write_file_with;
+use crate::error::{Error, Result};
+use crate::model::config::Head;
+use crate::model::generate::{Generation, Sampling};
+use crate::random::Stage;
+
+/// Options of `rlhf generate`.
+#[derive(Debug, clap::Args)]
+pub(super) struct GenerateArgs {
+    /// Directory of the language model
+    #[arg(long, value_name = "DIR")]
+    model_name_or_path: PathBuf,
+    /// JSONL or Parquet with a `prompt` column: a text, or a list of messages
+    #[arg(long, value_name = "FILE")]
+    prompts: PathBuf,
+    /// JSONL to write: index, prompt, completion, tokens, logprobs, finish_reason
+    #[arg(long, value_name = "FILE")]
+    output: PathBuf,
+    /// Tokens of an answer at most
+    #[arg(long, default_value_t = 128, value_parser = crate::config::at_least_one())]
+    max_new_tokens: usize,
+    /// Divides the logits; 0 takes the most likely token
+    #[arg(long, default_value_t = 1.0, value_parser = crate::config::not_negative)]
+    temperature: f64,
+    /// Sample among the k most likely tokens; 0 means all
+    #[arg(long, default_value_t = 0)]
+    top_k: usize,
+    /// Sample among the most likely tokens that hold this much probability
+    #[arg(long, default_value_t = 1.0, value_parser = crate::config::share)]
+    top_p: f64,
+    /// Random numbers of the answers
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
+    /// Where to compute: auto, cpu
+    #[arg(long, default_value = "auto")]
+    device: String,
+}
+
+/// Prompts answered between two writes.
+const BATCH: usize = 64;
+
+/// Answers all prompts.
+pub(super) fn run(args: &GenerateArgs) -> Result<()> {
+    let loaded = Loaded::read(&Device::parse(&args.device)?, &args.model_name_or_path)?;
+    if loaded.model.config().head != Head::Language {
+        return Err(Error::input("not-a-language-model", "only a language model generates")
+            .at(args.model_name_or_path.display().to_string())
+            .fix("a reward model scores: use `rlhf score`"));
+    }
+    let options = PromptOptions {
+        context: loaded.model.config().max_positions,
+        response_length: args.max_new_tokens,
+        strict: true,
+    };
+    let rows = read_rows(&args.prompts)?;
+    let prompts = encode_prompts(&rows, &loaded.tokenizer, loaded.template.as_ref(), &options)?.examples;
+    let stop = loaded.stop_tokens()?;
+    let weights = loaded.model.frozen()?;
+    write_file_with(&args.output, |file| {
+        for (batch, prompts) in prompts.chunks(BATCH).enumerate() {
+            let generation = Generation {
+                sampling: Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p },
+                max_new_tokens: args.max_new_tokens,
+                stop: &stop,
+                seed: args.seed,
+                stage: Stage::Generate,
+                step: 0,
+                first_row: (batch * BATCH) as u32,
+            };
+            let queries: Vec<&[i32]> = prompts.iter().map(|p| &p.ids[..]).collect();
+            let responses = loaded.model.generate(&weights, &queries, &generation)?;
+            for (i, (prompt, response)) in prompts.iter().zip(responses).enumerate() {
+                let row = json!({
+                    "index": batch * BATCH + i,
+                    "prompt": prompt.text,
+                    "completion": loaded.tokenizer.decode(&response.tokens, true)?,
+                    "tokens": response.tokens,
+                    "logprobs": response.logprobs,
+                    "finish_reason": if response.stopped { "stop" } else { "length" },
+                });
+                file.write(format!("{row}\n").as_bytes())?;
+            }
+        }
+        Ok(())
+    })
+}

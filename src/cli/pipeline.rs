@@ -1,0 +1,180 @@
+//! `rlhf run`: all three stages from one configuration file. Keys at the top are shared by the stages that know them;
+//! the tables `[sft]`, `[reward]` and `[ppo]` hold each stage's own. Every stage starts from what the one before wrote.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use super::session::{refuse_existing, required};
+use super::settings::{Settings, Table, read_file, resolve};
+use super::{ppo, reward, sft};
+use crate::config::{PpoConfig, RewardConfig, SftConfig};
+use crate::error::{Error, Result, nearest};
+
+/// Options of `rlhf run`.
+#[derive(Debug, clap::Args)]
+pub(super) struct PipelineArgs {
+    /// TOML file with shared keys and the tables [sft], [reward], [ppo]
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Where the stages' directories sft, reward and ppo are written [the file's output_dir]
+    #[arg(long, value_name = "DIR")]
+    output_dir: Option<PathBuf>,
+    /// Random numbers of all stages [the file's seed]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Where to compute: auto, cpu [the file's device]
+    #[arg(long)]
+    device: Option<String>,
+    /// Check the file and the first stage's model and data, and stop
+    #[arg(long)]
+    dry_run: bool,
+    /// Print errors only
+    #[arg(long)]
+    quiet: bool,
+}
+
+const STAGES: [&str; 3] = ["sft", "reward", "ppo"];
+
+/// Runs the stages one after the other.
+pub(super) fn run(args: &PipelineArgs) -> Result<()> {
+    let plan = Plan::read(args)?;
+    let (sft_config, sft_settings) = plan.stage::<SftConfig>("sft", &[])?;
+    let base = |name: &str| plan.output.join(name).display().to_string();
+    let (reward_config, reward_settings) =
+        plan.stage::<RewardConfig>("reward", &[("model_name_or_path", base("sft"))])?;
+    let models = [("sft_model_path", base("sft")), ("reward_model_path", base("reward"))];
+    let (ppo_config, ppo_settings) = plan.stage::<PpoConfig>("ppo", &models)?;
+    for (config, stage) in [(&sft_config.run, "sft"), (&reward_config.run, "reward"), (&ppo_config.run, "ppo")] {
+        required(config.dataset.as_ref(), "dataset")
+            .map_err(|e| e.at(format!("[{stage}] of {}", args.config.display())))?;
+        refuse_existing(&plan.output.join(stage))?;
+    }
+    sft::run(&sft_config, &sft_settings)?;
+    if args.dry_run {
+        return Ok(());
+    }
+    reward::run(&reward_config, &reward_settings)?;
+    ppo::run(&ppo_config, &ppo_settings)?;
+    Ok(())
+}
+
+/// The file, taken apart.
+struct Plan {
+    path: PathBuf,
+    output: PathBuf,
+    shared: Table,
+    stages: Table,
+    given: Vec<OsString>,
+}
+
+impl Plan {
+    fn read(args: &PipelineArgs) -> Result<Self> {
+        let mut shared = read_file(&args.config)?;
+        let mut stages = Table::new();
+        for stage in STAGES {
+            if let Some(table) = shared.remove(stage) {
+                stages.insert(stage.to_owned(), table);
+            }
+        }
+        let known = known_keys();
+        for (key, value) in &shared {
+            let name = key.replace('_', "-");
+            if value.is_table() || !known.contains(&name) {
+                let error = Error::usage("config-unknown-key", format!("`{key}` is not a setting of any stage"))
+                    .at(args.config.display().to_string());
+                let near = nearest(&name, known.iter().map(String::as_str).chain(STAGES));
+                return Err(match near {
+                    Some(near) => error.fix(format!("did you mean `{}`?", near.replace('-', "_"))),
+                    None => error.fix("the stages' own settings stand in the tables [sft], [reward], [ppo]"),
+                });
+            }
+        }
+        let output = shared.remove("output_dir").or_else(|| shared.remove("output-dir"));
+        let output = output.and_then(|v| v.as_str().map(PathBuf::from));
+        let output = args.output_dir.clone().or(output);
+        let output = required(output.as_ref(), "output-dir")?.clone();
+        let mut given = Vec::new();
+        let mut give = |name: &str, value: String| given.push(OsString::from(format!("--{name}={value}")));
+        if let Some(seed) = args.seed {
+            give("seed", seed.to_string());
+        }
+        if let Some(device) = &args.device {
+            give("device", device.clone());
+        }
+        for (name, on) in [("dry-run", args.dry_run), ("quiet", args.quiet)] {
+            if on {
+                give(name, "true".to_owned());
+            }
+        }
+        Ok(Self { path: args.config.clone(), output, shared, stages, given })
+    }
+
+    /// A stage's options: the models that earlier stages wrote, the shared keys that this stage knows, its own table, the
+    /// command line.
+    fn stage<T: clap::Args>(&self, stage: &'static str, models: &[(&str, String)]) -> Result<(T, Settings)> {
+        let names = long_names::<T>();
+        let mut first = Table::new();
+        for (key, value) in models {
+            first.insert((*key).to_owned(), toml::Value::String(value.clone()));
+        }
+        let skip = |key: &str| stage != "sft" && key.replace('-', "_") == "model_name_or_path";
+        let shared: Table = self
+            .shared
+            .iter()
+            .filter(|(key, _)| names.contains(&key.replace('_', "-")) && !skip(key))
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect();
+        let own = match self.stages.get(stage) {
+            None => Table::new(),
+            Some(toml::Value::Table(table)) => table.clone(),
+            Some(_) => {
+                let error = Error::usage("config-value", format!("`{stage}` must be a table"));
+                return Err(error.at(self.path.display().to_string()));
+            }
+        };
+        let mut given = self.given.clone();
+        given.push(OsString::from(format!("--output-dir={}", self.output.join(stage).display())));
+        let path = |table| (Some(self.path.clone()), table);
+        resolve::<T>(stage, &[(None, first), path(shared), path(own)], given)
+    }
+}
+
+fn long_names<T: clap::Args>() -> Vec<String> {
+    let command = T::augment_args(clap::Command::new("stage"));
+    command.get_arguments().filter_map(|a| a.get_long().map(str::to_owned)).collect()
+}
+
+fn known_keys() -> Vec<String> {
+    [long_names::<SftConfig>(), long_names::<RewardConfig>(), long_names::<PpoConfig>()].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn same(a: Option<&PathBuf>, b: &Path) -> bool {
+        a.is_some_and(|a| a == b)
+    }
+
+    #[test]
+    fn stages_start_from_what_the_one_before_wrote() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run.toml");
+        let text =
+            "output_dir = \"out\"\nmodel_name_or_path = \"base\"\nseed = 3\nmax_length = 9\n[reward]\nseed = 4\n";
+        std::fs::write(&path, text).unwrap();
+        let args =
+            PipelineArgs { config: path, output_dir: None, seed: None, device: None, dry_run: false, quiet: true };
+        let plan = Plan::read(&args).unwrap();
+        let (sft, _) = plan.stage::<SftConfig>("sft", &[]).unwrap();
+        assert!(same(sft.run.model_name_or_path.as_ref(), Path::new("base")));
+        assert_eq!((sft.run.seed, sft.epochs.max_length), (3, 9));
+        let (reward, _) = plan.stage::<RewardConfig>("reward", &[("model_name_or_path", "out/sft".into())]).unwrap();
+        assert!(same(reward.run.model_name_or_path.as_ref(), Path::new("out/sft")));
+        assert!(same(reward.run.output_dir.as_ref(), Path::new("out/reward")));
+        assert_eq!(reward.run.seed, 4);
+        assert!(plan.stage::<PpoConfig>("ppo", &[]).is_ok(), "max_length is not PPO's, and shared keys may be others'");
+    }
+}

@@ -1,0 +1,97 @@
+//! `rlhf ppo`: the policy of one model directory against the reward model of another.
+
+use std::path::{Path, PathBuf};
+
+use super::reward::STATISTICS;
+use super::session::{Session, required};
+use super::settings::Settings;
+use crate::config::PpoConfig;
+use crate::data::encode::{PromptOptions, encode_prompts};
+use crate::error::{Error, Result};
+use crate::model::card::Stage;
+use crate::model::config::Head;
+use crate::train;
+use crate::train::ppo::Start;
+
+/// Trains, and returns the directory of the result.
+pub(super) fn run(config: &PpoConfig, settings: &Settings) -> Result<PathBuf> {
+    let mut session = Session::open(&config.run, settings)?;
+    let policy_dir = config.models.sft_model_path.as_ref().or(config.run.model_name_or_path.as_ref());
+    let loaded = session.load("sft_model", required(policy_dir, "sft-model-path")?)?;
+    let reward_dir = required(config.models.reward_model_path.as_ref(), "reward-model-path")?;
+    let mut reward = session.load("reward_model", reward_dir)?;
+    check_heads(loaded.model.config().head, reward.model.config().head)?;
+    check_same_tokens(&loaded, &reward, reward_dir)?;
+    let rollout = &config.rollout;
+    let context = loaded.model.config().max_positions.min(reward.model.config().max_positions);
+    let options = PromptOptions { context, response_length: rollout.response_length, strict: config.run.strict };
+    let rows = session.rows(required(config.run.dataset.as_ref(), "dataset")?)?;
+    let encoded = encode_prompts(&rows, &loaded.tokenizer, loaded.template.as_ref(), &options)?;
+    let prompts = session.account("dataset", encoded);
+    let stop = loaded.stop_tokens()?;
+    let normalize = if rollout.normalize_reward { Some(read_statistics(reward_dir)?) } else { None };
+    train::ppo::check_prompts(&prompts, config.batch_size())?;
+    session.say(&format!(
+        "{} batches of {} episodes, {} optimizer steps each",
+        train::ppo::total_batches(config, prompts.len()),
+        config.batch_size(),
+        config.loss.num_ppo_epochs * config.loss.num_mini_batches
+    ));
+    let Some(mut journal) = session.begin()? else { return Ok(session.output) };
+    let value_model = reward.model.duplicate()?;
+    if let Some([_, std]) = normalize {
+        value_model.scale_head(1.0 / std)?;
+    }
+    let start = Start { policy: loaded.model, value_model, reward: &mut reward.model, stop: &stop, normalize };
+    let finish = {
+        let mut save = session.saver(Stage::Ppo);
+        train::ppo::train(start, &prompts, config, &mut journal, &mut save)?
+    };
+    session.save("value_model", Stage::Ppo, &finish.value_model, &[])?;
+    let dir = session.save("", Stage::Ppo, &finish.policy, &[])?;
+    session.say(&format!("the policy is in {}", dir.display()));
+    Ok(dir)
+}
+
+fn check_heads(policy: Head, reward: Head) -> Result<()> {
+    if policy != Head::Language {
+        return Err(Error::input("not-a-language-model", "the policy needs a language-model head")
+            .because("--sft-model-path is a model with a score head"));
+    }
+    if reward != Head::Score {
+        return Err(Error::input("not-a-reward-model", "the reward model needs a score head")
+            .because("--reward-model-path is a language model")
+            .fix("train one with `rlhf reward`, or give a …ForSequenceClassification model with one label"));
+    }
+    Ok(())
+}
+
+/// The reward model reads the policy's tokens as they are, so both must mean the same by them.
+fn check_same_tokens(policy: &super::session::Loaded, reward: &super::session::Loaded, dir: &Path) -> Result<()> {
+    let probe = |tokenizer: &crate::data::tokenizer::Tokenizer| {
+        (0..tokenizer.vocab_size() as i32).map(|id| tokenizer.id_to_token(id)).collect::<Vec<_>>()
+    };
+    if probe(&policy.tokenizer) == probe(&reward.tokenizer) {
+        return Ok(());
+    }
+    Err(Error::input("tokenizer-mismatch", "policy and reward model have different vocabularies")
+        .at(dir.display().to_string())
+        .because("the reward model reads the policy's tokens as they are")
+        .fix("train the reward model from the same base model as the policy"))
+}
+
+fn read_statistics(dir: &Path) -> Result<[f64; 2]> {
+    let path = dir.join(STATISTICS);
+    let bad = |why: String| {
+        Error::input("reward-statistics", "--normalize-reward needs the reward model's statistics")
+            .at(path.display().to_string())
+            .because(why)
+            .fix("train the reward model with `rlhf reward`, which measures them, or leave --normalize-reward out")
+    };
+    let text = std::fs::read_to_string(&path).map_err(|e| bad(e.to_string()))?;
+    let value: serde_json::Value = serde_json::from_str(&text).map_err(|e| bad(e.to_string()))?;
+    match [&value["mean"], &value["std"]].map(serde_json::Value::as_f64) {
+        [Some(mean), Some(std)] if std > 0.0 => Ok([mean, std]),
+        _ => Err(bad("mean and a positive std are needed".to_owned())),
+    }
+}

@@ -1,0 +1,64 @@
+//! `rlhf reward`: a reward model from a model directory and preference pairs.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use super::session::{Session, check_context, required};
+use super::settings::Settings;
+use crate::config::RewardConfig;
+use crate::data::encode::{PairExample, PairOptions, encode_pairs};
+use crate::disk;
+use crate::error::{Error, Result};
+use crate::model::Model;
+use crate::model::card::Stage;
+use crate::model::config::Head;
+use crate::train;
+
+/// The file beside a reward model that holds the mean and deviation of its scores.
+pub(super) const STATISTICS: &str = "reward_statistics.json";
+
+/// Trains, and returns the directory of the result.
+pub(super) fn run(config: &RewardConfig, settings: &Settings) -> Result<PathBuf> {
+    let mut session = Session::open(&config.run, settings)?;
+    let loaded = session.load("model", required(config.run.model_name_or_path.as_ref(), "model-name-or-path")?)?;
+    check_context(config.epochs.max_length, &loaded.model)?;
+    let options = PairOptions { max_length: config.epochs.max_length, strict: config.run.strict };
+    let read = |session: &mut Session, role: &str, path: &PathBuf| {
+        let rows = session.rows(path)?;
+        let encoded = encode_pairs(&rows, &loaded.tokenizer, loaded.template.as_ref(), &options)?;
+        Ok::<_, Error>(session.account(role, encoded))
+    };
+    let data = read(&mut session, "dataset", required(config.run.dataset.as_ref(), "dataset")?)?;
+    let eval = match &config.run.eval_dataset {
+        Some(path) => read(&mut session, "eval_dataset", path)?,
+        None => Vec::new(),
+    };
+    let Some(mut journal) = session.begin()? else { return Ok(session.output) };
+    let model = match loaded.model.config().head {
+        Head::Score => loaded.model,
+        Head::Language => {
+            let width = loaded.model.config().hidden_size as f64;
+            loaded.model.with_score_head(config.run.seed, 1.0 / (width + 1.0).sqrt())?
+        }
+    };
+    let model = {
+        let mut save = session.saver(Stage::Reward);
+        train::reward::train(model, &data, &eval, config, &mut journal, &mut save)?
+    };
+    let dir = session.save("", Stage::Reward, &model, &[])?;
+    write_statistics(&dir, &model, &data)?;
+    session.say(&format!("the reward model is in {}", dir.display()));
+    Ok(dir)
+}
+
+/// Reference completions that the statistics are taken over, at most.
+const REFERENCES_MAX: usize = 1024;
+
+/// Measures the scores of chosen answers and keeps their mean and deviation for `--normalize-reward`.
+fn write_statistics(dir: &Path, model: &Model, data: &[PairExample]) -> Result<()> {
+    let sequences: Vec<Vec<i32>> = data.iter().take(REFERENCES_MAX).map(|p| p.chosen.clone()).collect();
+    let [mean, std] = train::reward::spread(&train::reward::score(model, &sequences)?);
+    let text = json!({ "mean": mean, "std": std, "completions": sequences.len() });
+    disk::write_file(&dir.join(STATISTICS), format!("{text:#}\n").as_bytes())
+}

@@ -1,0 +1,225 @@
+//! What every run begins and ends with: the device, the output directory and its lock, the head that says what will be
+//! done, `run.json`, and the models that are saved.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+
+use super::settings::Settings;
+use crate::config::{ComputeDType, RunArgs};
+use crate::data::encode::Encoded;
+use crate::data::ledger::Ledger;
+use crate::data::records::{Row, read_rows};
+use crate::data::template::ChatTemplate;
+use crate::data::tokenizer::Tokenizer;
+use crate::device::Device;
+use crate::disk::{self, DirLock, Existing};
+use crate::error::{Code, Error, Result};
+use crate::model::Model;
+use crate::model::card::{Card, Stage};
+use crate::train::metrics::Journal;
+
+/// A run in its output directory.
+pub(super) struct Session {
+    pub(super) device: Device,
+    pub(super) output: PathBuf,
+    settings: Settings,
+    facts: Map<String, Value>,
+    quiet: bool,
+    dry_run: bool,
+    data: Vec<String>,
+    _lock: Option<DirLock>,
+}
+
+impl Session {
+    /// Checks device, floats and output directory, takes the directory's lock, and prints the settings.
+    pub(super) fn open(run: &RunArgs, settings: &Settings) -> Result<Self> {
+        let device = Device::parse(&run.device)?;
+        if run.dtype == ComputeDType::Bf16 {
+            return Err(Error::new(Code::Usage, "dtype-unavailable", "bf16 is not computed on the CPU")
+                .because("the CPU path computes in f32; bf16 and f16 weights are widened when they are read")
+                .fix("use `--dtype auto` or `--dtype f32`"));
+        }
+        let output = required(run.output_dir.as_ref(), "output-dir")?.clone();
+        let lock = if run.dry_run {
+            refuse_existing(&output)?;
+            None
+        } else {
+            disk::create_output_dir(&output, Existing::Refuse)?;
+            Some(disk::lock(&output)?)
+        };
+        let session = Self {
+            device,
+            output,
+            settings: settings.clone(),
+            facts: Map::new(),
+            quiet: run.quiet,
+            dry_run: run.dry_run,
+            data: Vec::new(),
+            _lock: lock,
+        };
+        session.say(&format!("rlhf {} {}, on {}", env!("CARGO_PKG_VERSION"), settings.stage, session.device.name()));
+        session.say(&settings.describe());
+        Ok(session)
+    }
+
+    /// A line for the person who watches.
+    pub(super) fn say(&self, line: &str) {
+        if !self.quiet {
+            eprintln!("{line}");
+        }
+    }
+
+    /// Reads a model with its tokenizer and template, and says what it is.
+    pub(super) fn load(&mut self, role: &str, dir: &Path) -> Result<Loaded> {
+        let loaded = Loaded::read(&self.device, dir)?;
+        let config = loaded.model.config();
+        self.say(&format!(
+            "{role}: {} ({:?}, {} layers, width {}, {} parameters, {} positions)",
+            dir.display(),
+            config.architecture,
+            config.layers,
+            config.hidden_size,
+            config.parameters(),
+            config.max_positions
+        ));
+        for note in loaded.model.notes().iter().chain(loaded.tokenizer.notes()) {
+            self.say(&format!("  note: {note}"));
+        }
+        self.facts.insert(role.to_owned(), json!(dir.display().to_string()));
+        Ok(loaded)
+    }
+
+    /// Reads the rows of a data set.
+    pub(super) fn rows(&mut self, path: &Path) -> Result<Vec<Row>> {
+        self.data.push(path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned());
+        read_rows(path)
+    }
+
+    /// Prints a data set's ledger and keeps it for `run.json`.
+    pub(super) fn account<T>(&mut self, role: &str, encoded: Encoded<T>) -> Vec<T> {
+        self.say(&format!("{role}:\n{}", encoded.ledger));
+        if encoded.ledger.template_never_writes_eos() {
+            self.say(
+                "  note: the chat template never writes an end-of-sequence token: the model will not learn to stop",
+            );
+        }
+        self.keep(role, &encoded.ledger);
+        encoded.examples
+    }
+
+    fn keep(&mut self, role: &str, ledger: &Ledger) {
+        self.facts.insert(role.to_owned(), serde_json::to_value(ledger).unwrap_or_default());
+    }
+
+    /// Opens the metrics, unless this is a dry run: then there is nothing more to do.
+    pub(super) fn begin(&mut self) -> Result<Option<Journal>> {
+        if self.dry_run {
+            self.say(&format!("dry run: nothing was written to {}", self.output.display()));
+            return Ok(None);
+        }
+        let mut run = Map::new();
+        run.insert("version".into(), json!(env!("CARGO_PKG_VERSION")));
+        run.insert("command".into(), json!(self.settings.stage));
+        run.insert("device".into(), json!(self.device.name()));
+        run.insert("settings".into(), self.settings.to_json());
+        run.extend(self.facts.clone());
+        disk::write_file(&self.output.join("run.json"), format!("{:#}\n", Value::Object(run)).as_bytes())?;
+        Ok(Some(Journal::new(&self.output, self.quiet)?))
+    }
+
+    /// Saves a model under the output directory; `place` is empty for the run's result.
+    pub(super) fn save(
+        &self,
+        place: &str,
+        stage: Stage,
+        model: &Model,
+        results: &[(String, String)],
+    ) -> Result<PathBuf> {
+        let dir = self.output.join(place);
+        disk::create_output_dir(&dir, Existing::Reuse)?;
+        let name = self.output.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let source = model.source().map(|s| s.display().to_string()).unwrap_or_default();
+        let card = Card {
+            name: &name,
+            stage,
+            head: model.config().head,
+            source: &source,
+            data: &self.data,
+            settings: &self.settings.for_card(),
+            results,
+            date: None,
+        };
+        model.save(&dir, &card.render(model.config()))?;
+        Ok(dir)
+    }
+
+    /// The saves of `--save-steps`: whole model directories under `checkpoints/`.
+    pub(super) fn saver(&self, stage: Stage) -> impl FnMut(usize, &Model) -> Result<()> {
+        move |step, model| self.save(&format!("checkpoints/step-{step}"), stage, model, &[]).map(|_| ())
+    }
+}
+
+/// A model directory, read.
+pub(super) struct Loaded {
+    pub(super) model: Model,
+    pub(super) tokenizer: Tokenizer,
+    pub(super) template: Option<ChatTemplate>,
+}
+
+impl Loaded {
+    /// Reads model, tokenizer and template, and checks that they fit together.
+    pub(super) fn read(device: &Device, dir: &Path) -> Result<Self> {
+        let tokenizer = Tokenizer::load(dir)?;
+        let template = ChatTemplate::load(dir, &tokenizer)?;
+        let model = Model::load(device, dir)?;
+        tokenizer
+            .check_vocabulary(model.config().vocab_size)
+            .map_err(|e| e.at_if_unplaced(dir.display().to_string()))?;
+        Ok(Self { model, tokenizer, template })
+    }
+
+    /// Tokens that end a response; a model without one can never end.
+    pub(super) fn stop_tokens(&self) -> Result<Vec<i32>> {
+        let mut stop = self.tokenizer.eos_token_ids().to_vec();
+        stop.extend(self.model.config().eos_token_ids.iter().filter(|id| !self.tokenizer.eos_token_ids().contains(id)));
+        if stop.is_empty() {
+            return Err(Error::input("eos-missing", "the model has no end-of-sequence token")
+                .because("a response could never end by itself")
+                .fix("set `eos_token_id` in generation_config.json"));
+        }
+        Ok(stop)
+    }
+}
+
+/// An option that this command cannot do without.
+pub(super) fn required<'a, T>(value: Option<&'a T>, name: &str) -> Result<&'a T> {
+    value.ok_or_else(|| {
+        Error::usage("option-missing", format!("`--{name}` is needed"))
+            .fix(format!("give --{name}, or `{}` in the --config file", name.replace('-', "_")))
+    })
+}
+
+/// The refusal of [`disk::create_output_dir`] without creating anything.
+pub(super) fn refuse_existing(path: &Path) -> Result<()> {
+    let holds_files = std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some());
+    if holds_files {
+        return Err(Error::usage("output-exists", "the output directory is not empty")
+            .at(path.display().to_string())
+            .fix("choose another --output-dir, or move the old one away"));
+    }
+    Ok(())
+}
+
+/// An error unless `max_length` fits the model's positions.
+pub(super) fn check_context(max_length: usize, model: &Model) -> Result<()> {
+    let positions = model.config().max_positions;
+    if max_length <= positions {
+        return Ok(());
+    }
+    Err(Error::usage(
+        "context-exceeded",
+        format!("--max-length {max_length} is more than the model's {positions} positions"),
+    )
+    .fix(format!("use --max-length {positions} or less")))
+}

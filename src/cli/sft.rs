@@ -1,0 +1,65 @@
+//! `rlhf sft`: supervised fine-tuning of a model directory on a data set.
+
+use std::path::PathBuf;
+
+use super::session::{Session, check_context, required};
+use super::settings::Settings;
+use crate::config::SftConfig;
+use crate::data::encode::{LossOn, SftOptions, encode_sft};
+use crate::data::packing::pack;
+use crate::error::{Error, Result};
+use crate::model::card::Stage;
+use crate::model::config::Head;
+use crate::train;
+
+/// Trains, and returns the directory of the result.
+pub(super) fn run(config: &SftConfig, settings: &Settings) -> Result<PathBuf> {
+    let mut session = Session::open(&config.run, settings)?;
+    let loaded = session.load("model", required(config.run.model_name_or_path.as_ref(), "model-name-or-path")?)?;
+    if loaded.model.config().head != Head::Language {
+        return Err(Error::input("not-a-language-model", "supervised fine-tuning needs a language-model head")
+            .because("this model has a score head (…ForSequenceClassification)"));
+    }
+    check_context(config.epochs.max_length, &loaded.model)?;
+    let options = SftOptions {
+        max_length: config.epochs.max_length,
+        loss_on: loss_on(config)?,
+        append_eos: true,
+        strict: config.run.strict,
+    };
+    let read = |session: &mut Session, role: &str, path: &PathBuf| {
+        let rows = session.rows(path)?;
+        let encoded = encode_sft(&rows, &loaded.tokenizer, loaded.template.as_ref(), &options)?;
+        Ok::<_, Error>(session.account(role, encoded))
+    };
+    let data = read(&mut session, "dataset", required(config.run.dataset.as_ref(), "dataset")?)?;
+    let eval = match &config.run.eval_dataset {
+        Some(path) => read(&mut session, "eval_dataset", path)?,
+        None => Vec::new(),
+    };
+    let lengths: Vec<usize> = data.iter().map(|e| e.ids.len()).collect();
+    let groups = if config.packing {
+        pack(&lengths, config.epochs.max_length)?
+    } else {
+        (0..data.len()).map(|i| vec![i]).collect()
+    };
+    let Some(mut journal) = session.begin()? else { return Ok(session.output) };
+    let model = {
+        let mut save = session.saver(Stage::Sft);
+        train::sft::train(loaded.model, &data, &groups, &eval, config, &mut journal, &mut save)?
+    };
+    let dir = session.save("", Stage::Sft, &model, &[])?;
+    session.say(&format!("the model is in {}", dir.display()));
+    Ok(dir)
+}
+
+fn loss_on(config: &SftConfig) -> Result<LossOn> {
+    match (config.assistant_only_loss, config.completion_only_loss) {
+        (true, Some(_)) => {
+            Err(Error::usage("loss-ambiguous", "--assistant-only-loss and --completion-only-loss exclude each other"))
+        }
+        (true, None) => Ok(LossOn::Assistant),
+        (false, None | Some(true)) => Ok(LossOn::Completion),
+        (false, Some(false)) => Ok(LossOn::All),
+    }
+}
