@@ -96,7 +96,10 @@ mod examples {
 
 /// Runs the command line `args` (the program's name first); returns the exit code.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    match dispatch(args.into_iter().collect()) {
+    let args: Vec<OsString> = args.into_iter().collect();
+    // The host thread is one of the pool's own: a step enters a few hundred parallel loops, and entering one from
+    // outside the pool puts the caller to sleep and wakes it again each time.
+    match rayon::scope(|_| dispatch(args)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
