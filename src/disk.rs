@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::error::{Code, Error, Result};
 
 /// The name of the lock inside an output directory.
-pub const LOCK_NAME: &str = ".rlhf.lock";
+pub(crate) const LOCK_NAME: &str = ".rlhf.lock";
 /// How every temporary name ends.
 const TEMPORARY_END: &str = ".rlhf-tmp";
 /// Bytes gathered before a write call: large enough that the number of calls does not matter.
@@ -24,7 +24,7 @@ const LOCK_BYTES_MAX: u64 = 4096;
 
 /// What to do with an output directory that already holds files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Existing {
+pub(crate) enum Existing {
     /// Refuse, so that no run overwrites another one.
     Refuse,
     /// Go on in it: the user asked to resume or to overwrite.
@@ -36,7 +36,7 @@ pub enum Existing {
 /// # Errors
 /// `output-exists` (usage) when it holds files and `existing` is [`Existing::Refuse`]; a lock or temporary files alone
 /// do not count. `output-not-directory` (usage) when the path is a file. Input and output errors otherwise.
-pub fn create_output_dir(path: &Path, existing: Existing) -> Result<()> {
+pub(crate) fn create_output_dir(path: &Path, existing: Existing) -> Result<()> {
     match fs::metadata(path) {
         Ok(metadata) if !metadata.is_dir() => {
             return Err(Error::usage("output-not-directory", "the output path is a file, not a directory")
@@ -79,7 +79,7 @@ fn entries(dir: &Path) -> Result<Vec<String>> {
 ///
 /// # Errors
 /// Input and output errors.
-pub fn remove_leftovers(dir: &Path) -> Result<usize> {
+pub(crate) fn remove_leftovers(dir: &Path) -> Result<usize> {
     let leftovers: Vec<_> = entries(dir)?.into_iter().filter(|name| is_temporary(name)).collect();
     for name in &leftovers {
         let path = dir.join(name);
@@ -94,7 +94,7 @@ pub fn remove_leftovers(dir: &Path) -> Result<usize> {
 ///
 /// # Errors
 /// Input and output errors, among them a full disk.
-pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     write_file_with(path, |writer| writer.write(bytes))
 }
 
@@ -102,7 +102,7 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
 ///
 /// # Errors
 /// Those of `fill`, and input and output errors.
-pub fn write_file_with(path: &Path, fill: impl FnOnce(&mut FileWriter) -> Result<()>) -> Result<()> {
+pub(crate) fn write_file_with(path: &Path, fill: impl FnOnce(&mut FileWriter) -> Result<()>) -> Result<()> {
     let mut temporary = Temporary::create(path)?;
     fill(&mut temporary.writer)?;
     temporary.publish(path)
@@ -112,7 +112,7 @@ pub fn write_file_with(path: &Path, fill: impl FnOnce(&mut FileWriter) -> Result
 ///
 /// # Errors
 /// Input and output errors of either side.
-pub fn copy_file(from: &Path, to: &Path) -> Result<()> {
+pub(crate) fn copy_file(from: &Path, to: &Path) -> Result<()> {
     let reading = |e: &io::Error| Error::io("reading a file to copy", from, e);
     let mut source = File::open(from).map_err(|e| reading(&e))?;
     let mut piece = vec![0; BUFFER_BYTES];
@@ -132,7 +132,7 @@ pub fn copy_file(from: &Path, to: &Path) -> Result<()> {
 ///
 /// # Errors
 /// Input and output errors.
-pub fn remove_file(path: &Path) -> Result<()> {
+pub(crate) fn remove_file(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io("removing a file", path, &error)),
         _ => Ok(()),
@@ -143,7 +143,7 @@ pub fn remove_file(path: &Path) -> Result<()> {
 ///
 /// # Errors
 /// Input and output errors.
-pub fn temporary_dir(path: &Path) -> Result<PathBuf> {
+pub(crate) fn temporary_dir(path: &Path) -> Result<PathBuf> {
     let (temporary, ()) = with_temporary_name(path, |temporary| fs::create_dir(temporary))?;
     Ok(temporary)
 }
@@ -152,7 +152,7 @@ pub fn temporary_dir(path: &Path) -> Result<PathBuf> {
 ///
 /// # Errors
 /// `output-exists` (failure) when the name is taken; input and output errors.
-pub fn publish_dir(temporary: &Path, path: &Path) -> Result<()> {
+pub(crate) fn publish_dir(temporary: &Path, path: &Path) -> Result<()> {
     if fs::symlink_metadata(path).is_ok() {
         return Err(Error::failure("output-exists", "a directory that was about to be written exists already")
             .at(path.display().to_string()));
@@ -160,17 +160,6 @@ pub fn publish_dir(temporary: &Path, path: &Path) -> Result<()> {
     sync_dir(temporary)?;
     fs::rename(temporary, path).map_err(|e| Error::io("naming a directory", path, &e))?;
     sync_dir(parent(path))
-}
-
-/// Removes a directory with everything in it. It loses its name first, so that a process killed in between leaves no
-/// half directory that looks whole.
-///
-/// # Errors
-/// Input and output errors.
-pub fn remove_dir(path: &Path) -> Result<()> {
-    let (temporary, ()) = with_temporary_name(path, |temporary| fs::rename(path, temporary))?;
-    sync_dir(parent(path))?;
-    fs::remove_dir_all(&temporary).map_err(|e| Error::io("removing a directory", &temporary, &e))
 }
 
 /// Makes the names inside a directory durable.
@@ -225,7 +214,7 @@ fn exclusive() -> OpenOptions {
 
 /// What [`write_file_with`] hands out: a buffered writer whose errors name the file.
 #[derive(Debug)]
-pub struct FileWriter {
+pub(crate) struct FileWriter {
     file: BufWriter<File>,
     path: PathBuf,
 }
@@ -235,7 +224,7 @@ impl FileWriter {
     ///
     /// # Errors
     /// Input and output errors, among them a full disk.
-    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.file.write_all(bytes).map_err(|e| Error::io("writing a file", &self.path, &e))
     }
 }
@@ -276,7 +265,7 @@ impl Drop for Temporary {
 
 /// A file that grows line by line, such as `metrics.jsonl`. Every line is handed to the operating system at once.
 #[derive(Debug)]
-pub struct Appender {
+pub(crate) struct Appender {
     file: File,
     path: PathBuf,
     bytes: u64,
@@ -287,7 +276,7 @@ impl Appender {
     ///
     /// # Errors
     /// `output-symlink` when the name is a symbolic link; input and output errors.
-    pub fn create(path: &Path) -> Result<Self> {
+    pub(crate) fn create(path: &Path) -> Result<Self> {
         Self::resume(path, 0)
     }
 
@@ -296,7 +285,7 @@ impl Appender {
     /// # Errors
     /// `output-shorter` when the file has fewer bytes, `output-symlink` when the name is a symbolic link; input and
     /// output errors.
-    pub fn resume(path: &Path, bytes: u64) -> Result<Self> {
+    pub(crate) fn resume(path: &Path, bytes: u64) -> Result<Self> {
         let failed = |e: io::Error| Error::io("opening a file to append to", path, &e);
         refuse_link(path)?;
         let mut file = match exclusive().open(path) {
@@ -320,7 +309,7 @@ impl Appender {
     ///
     /// # Errors
     /// `line-break` (failure) when the text is more than one line; input and output errors, among them a full disk.
-    pub fn append_line(&mut self, line: &str) -> Result<()> {
+    pub(crate) fn append_line(&mut self, line: &str) -> Result<()> {
         if line.contains('\n') {
             return Err(
                 Error::failure("line-break", "a line to append holds a line feed").at(self.path.display().to_string())
@@ -340,13 +329,8 @@ impl Appender {
     ///
     /// # Errors
     /// Input and output errors.
-    pub fn sync(&self) -> Result<()> {
+    pub(crate) fn sync(&self) -> Result<()> {
         self.file.sync_all().map_err(|e| Error::io("syncing a file", &self.path, &e))
-    }
-
-    /// The file's length in bytes: what a checkpoint records for [`Appender::resume`].
-    pub fn bytes(&self) -> u64 {
-        self.bytes
     }
 }
 
@@ -363,7 +347,7 @@ fn refuse_link(path: &Path) -> Result<()> {
 
 /// The right to write into an output directory; dropped, the directory is free.
 #[derive(Debug)]
-pub struct DirLock {
+pub(crate) struct DirLock {
     /// Held for its operating-system lock, which dies with the process however that ends.
     file: File,
     path: PathBuf,
@@ -372,7 +356,7 @@ pub struct DirLock {
 
 impl DirLock {
     /// The dead owner whose lock was taken over, if there was one: a sentence for the log.
-    pub fn stale(&self) -> Option<&str> {
+    pub(crate) fn stale(&self) -> Option<&str> {
         self.stale.as_deref()
     }
 }
@@ -392,7 +376,7 @@ impl Drop for DirLock {
 ///
 /// # Errors
 /// `output-locked` (exit code 7) naming the owner; `output-symlink`; input and output errors.
-pub fn lock(dir: &Path) -> Result<DirLock> {
+pub(crate) fn lock(dir: &Path) -> Result<DirLock> {
     let path = dir.join(LOCK_NAME);
     let failed = |e: io::Error| Error::io("locking the output directory", &path, &e);
     loop {
@@ -599,7 +583,7 @@ mod tests {
         let path = dir.path().join("metrics.jsonl");
         let mut appender = Appender::create(&path).unwrap();
         appender.append_line("{}").unwrap();
-        let mark = appender.bytes();
+        let mark = fs::metadata(&path).unwrap().len();
         appender.append_line("[1]").unwrap();
         appender.sync().unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "{}\n[1]\n");
@@ -626,9 +610,8 @@ mod tests {
         assert_eq!(publish_dir(&left, &path).unwrap_err().id(), "output-exists");
         assert_eq!(remove_leftovers(root.path()).unwrap(), 2);
         assert_eq!(names(root.path()), ["step-1"]);
-        remove_dir(&path).unwrap();
+        fs::remove_dir_all(&path).unwrap();
         assert!(names(root.path()).is_empty());
-        assert!(remove_dir(&path).is_err());
         remove_file(&path).unwrap();
     }
 

@@ -4,7 +4,7 @@ use std::fmt;
 
 /// The type of a tensor's elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum DType {
+pub(crate) enum DType {
     /// 64-bit float: the golden reference of tests.
     F64,
     /// 32-bit float: everything the CPU computes; parameters' gradients, masters and moments everywhere.

@@ -1,18 +1,66 @@
-//! wip
-#![allow(dead_code)]
+//! Aligns language models with human preferences: supervised fine-tuning (SFT), reward-model training, then PPO.
+//!
+//! # Bird's-eye view
+//!
+//! ```text
+//! cli -> train -> { data, model, objective, optim } -> ops -> { autograd -> tensor -> device, cpu }
+//! ```
+//!
+//! Data enters at the top of a trainer and leaves at its bottom. [`data`] turns files into rows of tokens; [`model`] turns
+//! tokens into log-probabilities, values and scores; `objective` is the mathematics of RLHF, without state and without
+//! models; `optim` moves the parameters; [`train`] holds the loops, one file each. Below them `ops` has one file an
+//! operation, whose arithmetic is specified in `cpu` in plain loops.
+//!
+//! # One PPO step
+//!
+//! queries -> responses -> logprobs, ref_logprobs, values -> scores -> rewards -> advantages, returns -> loss -> gradients ->
+//! parameters. [`train::ppo`] is that list; a reader's way to the arithmetic of attention is `cli/ppo.rs`, `train/ppo.rs`,
+//! `model/transformer.rs`, `ops/attention.rs`, `cpu/attention.rs`.
+//!
+//! # As a library
+//!
+//! [`Model`] reads and writes Hugging Face directories; [`train::sft::train`], [`train::reward::train`] and
+//! [`train::ppo::train`] are the three loops; [`Reward`] is what PPO asks for scores: a reward model, or any function.
+//!
+//! ```no_run
+//! use rlhf::data::encode::PromptExample;
+//! use rlhf::train::ppo::{self, Start};
+//! use rlhf::train::reward::Episode;
+//! use rlhf::{Device, Model, config};
+//!
+//! # fn main() -> rlhf::Result<()> {
+//! let policy = Model::load(&Device::Cpu, "my-model".as_ref())?;
+//! let value_model = policy.value_model(42)?;
+//! let prompts = vec![PromptExample { ids: vec![1, 2, 3], text: String::new(), place: "here".into() }; 8];
+//! // The user's own reward: short answers are good.
+//! let mut short = |episodes: &[Episode<'_>]| Ok(episodes.iter().map(|e| -(e.response.len() as f32)).collect());
+//! let start = Start { policy, value_model, reward: &mut short, stop: &[0], normalize: None };
+//! let config = config::defaults::<config::PpoConfig>()?;
+//! let finish = ppo::train(start, &prompts, &config, &mut rlhf::Journal::silent(), &mut |_, _| Ok(()))?;
+//! finish.policy.save("aligned".as_ref(), "a model card")?;
+//! # Ok(())
+//! # }
+//! ```
+
 mod autograd;
 pub mod cli;
 pub mod config;
 mod cpu;
 pub mod data;
-pub mod device;
-pub mod disk;
-pub mod dtype;
-pub mod error;
+mod device;
+mod disk;
+mod dtype;
+mod error;
 pub mod model;
 mod objective;
 mod ops;
 mod optim;
-pub mod random;
-pub mod tensor;
+mod random;
+mod tensor;
 pub mod train;
+
+pub use device::Device;
+pub use error::{Code, Error, Result};
+pub use model::Model;
+pub use train::metrics::Journal;
+pub use train::reward::Reward;

@@ -9,7 +9,7 @@ const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 
 /// What a random number is for; it keeps the draws of different uses apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stage {
+pub(crate) enum Stage {
     /// Initial weights of a fresh model or head.
     Init = 1,
     /// The order of examples in an epoch.
@@ -25,7 +25,7 @@ pub enum Stage {
 }
 
 /// Ten rounds of Philox on one counter: four words that depend on every bit of `counter` and `key`.
-pub fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
+pub(crate) fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     let (mut c, mut k) = (counter, key);
     for _ in 0..10 {
         let a = u64::from(MULTIPLIERS[0]) * u64::from(c[0]);
@@ -41,7 +41,7 @@ fn key(seed: u64) -> [u32; 2] {
 }
 
 /// The one uniform in [0, 1) that decides the token of `row` at `position` in `step`, with 24 bits.
-pub fn uniform(seed: u64, stage: Stage, step: u32, row: u32, position: u32) -> f32 {
+pub(crate) fn uniform(seed: u64, stage: Stage, step: u32, row: u32, position: u32) -> f32 {
     let word = philox([position, row, step, (stage as u32) << 24], key(seed))[0];
     (word >> 8) as f32 / (1u32 << 24) as f32
 }
@@ -49,7 +49,7 @@ pub fn uniform(seed: u64, stage: Stage, step: u32, row: u32, position: u32) -> f
 /// A stream of random words for one purpose; implements `rand`'s generator trait, so that distributions and shuffles
 /// go through `rand`.
 #[derive(Debug, Clone)]
-pub struct Philox {
+pub(crate) struct Philox {
     key: [u32; 2],
     counter: [u32; 4],
     words: [u32; 4],
@@ -58,7 +58,7 @@ pub struct Philox {
 
 impl Philox {
     /// The stream of `stage` for item `row` of `step`.
-    pub fn new(seed: u64, stage: Stage, step: u32, row: u32) -> Self {
+    pub(crate) fn new(seed: u64, stage: Stage, step: u32, row: u32) -> Self {
         Self { key: key(seed), counter: [0, row, step, (stage as u32) << 24], words: [0; 4], used: 4 }
     }
 
@@ -73,7 +73,7 @@ impl Philox {
     }
 
     /// A standard normal number (Box-Muller, one of the pair).
-    pub fn normal(&mut self) -> f64 {
+    pub(crate) fn normal(&mut self) -> f64 {
         let u = (f64::from(self.word()) + 0.5) / f64::from(u32::MAX);
         let v = f64::from(self.word()) / f64::from(u32::MAX);
         (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()

@@ -81,7 +81,7 @@ impl Drop for Storage {
 
 /// A view of shared elements: shape in elements, row-major and contiguous.
 #[derive(Debug, Clone)]
-pub struct Tensor {
+pub(crate) struct Tensor {
     storage: Arc<Storage>,
     offset: usize,
     shape: Vec<usize>,
@@ -189,28 +189,23 @@ impl Tensor {
     }
 
     /// Where the elements live.
-    pub fn device(&self) -> &Device {
+    pub(crate) fn device(&self) -> &Device {
         &self.storage.device
     }
 
     /// The elements' type.
-    pub fn dtype(&self) -> DType {
+    pub(crate) fn dtype(&self) -> DType {
         self.storage.dtype
     }
 
     /// The shape, in elements.
-    pub fn shape(&self) -> &[usize] {
+    pub(crate) fn shape(&self) -> &[usize] {
         &self.shape
     }
 
     /// The number of elements.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.shape.iter().product()
-    }
-
-    /// Whether there is no element.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     /// The number of rows: the first dimension.
@@ -242,7 +237,7 @@ impl Tensor {
     }
 
     /// The elements as f32, copied to the host.
-    pub fn to_f32(&self) -> Vec<f32> {
+    pub(crate) fn to_f32(&self) -> Vec<f32> {
         match self.dtype() {
             DType::F64 => self.read::<f64>().iter().map(|x| *x as f32).collect(),
             DType::F32 => self.read::<f32>().to_vec(),
@@ -251,7 +246,7 @@ impl Tensor {
     }
 
     /// The elements as f64, copied to the host.
-    pub fn to_f64(&self) -> Vec<f64> {
+    pub(crate) fn to_f64(&self) -> Vec<f64> {
         match self.dtype() {
             DType::F64 => self.read::<f64>().to_vec(),
             DType::F32 => self.read::<f32>().iter().map(|x| f64::from(*x)).collect(),

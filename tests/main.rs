@@ -1,1 +1,1 @@
-fn main() {}
+//! The crate's integration tests: one binary, so that it links once.

@@ -23,7 +23,7 @@ use settings::Settings;
 
 /// Align language models with human preferences: supervised fine-tuning, reward model, PPO.
 #[derive(Debug, Parser)]
-#[command(name = "rlhf", version, max_term_width = 120, args_override_self = true)]
+#[command(name = "rlhf", version, args_override_self = true)]
 #[command(
     after_help = "Without a command, `rlhf` runs `rlhf demo`.\n\nExit codes: 0 ok, 1 failure, 2 usage, 3 bad input, \
     4 resources, 5 device, 6 not finite, 7 locked."
@@ -39,13 +39,13 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Supervised fine-tuning on demonstrations
     #[command(after_help = examples::SFT, args_override_self = true)]
-    Sft(FromFile<SftConfig>),
+    Sft(Box<FromFile<SftConfig>>),
     /// Train a reward model on preferences
     #[command(after_help = examples::REWARD, args_override_self = true)]
-    Reward(FromFile<RewardConfig>),
+    Reward(Box<FromFile<RewardConfig>>),
     /// Reinforcement learning against a reward model
     #[command(after_help = examples::PPO, args_override_self = true)]
-    Ppo(FromFile<PpoConfig>),
+    Ppo(Box<FromFile<PpoConfig>>),
     /// All three stages from one configuration file
     #[command(after_help = examples::RUN)]
     Run(pipeline::PipelineArgs),

@@ -47,8 +47,8 @@ pub(super) fn run(config: &PpoConfig, settings: &Settings) -> Result<PathBuf> {
         let mut save = session.saver(Stage::Ppo);
         train::ppo::train(start, &prompts, config, &mut journal, &mut save)?
     };
-    session.save("value_model", Stage::Ppo, &finish.value_model, &[])?;
-    let dir = session.save("", Stage::Ppo, &finish.policy, &[])?;
+    session.save("value_model", Stage::Ppo, &finish.value_model)?;
+    let dir = session.save("", Stage::Ppo, &finish.policy)?;
     session.say(&format!("the policy is in {}", dir.display()));
     Ok(dir)
 }

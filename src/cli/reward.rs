@@ -37,16 +37,13 @@ pub(super) fn run(config: &RewardConfig, settings: &Settings) -> Result<PathBuf>
     let Some(mut journal) = session.begin()? else { return Ok(session.output) };
     let model = match loaded.model.config().head {
         Head::Score => loaded.model,
-        Head::Language => {
-            let width = loaded.model.config().hidden_size as f64;
-            loaded.model.with_score_head(config.run.seed, 1.0 / (width + 1.0).sqrt())?
-        }
+        Head::Language => loaded.model.value_model(config.run.seed)?,
     };
     let model = {
         let mut save = session.saver(Stage::Reward);
         train::reward::train(model, &data, &eval, config, &mut journal, &mut save)?
     };
-    let dir = session.save("", Stage::Reward, &model, &[])?;
+    let dir = session.save("", Stage::Reward, &model)?;
     write_statistics(&dir, &model, &data)?;
     session.say(&format!("the reward model is in {}", dir.display()));
     Ok(dir)

@@ -28,7 +28,7 @@ pub(super) struct Session {
     quiet: bool,
     dry_run: bool,
     data: Vec<String>,
-    _lock: Option<DirLock>,
+    lock: Option<DirLock>,
 }
 
 impl Session {
@@ -46,7 +46,9 @@ impl Session {
             None
         } else {
             disk::create_output_dir(&output, Existing::Refuse)?;
-            Some(disk::lock(&output)?)
+            let lock = disk::lock(&output)?;
+            disk::remove_leftovers(&output)?;
+            Some(lock)
         };
         let session = Self {
             device,
@@ -56,10 +58,13 @@ impl Session {
             quiet: run.quiet,
             dry_run: run.dry_run,
             data: Vec::new(),
-            _lock: lock,
+            lock,
         };
         session.say(&format!("rlhf {} {}, on {}", env!("CARGO_PKG_VERSION"), settings.stage, session.device.name()));
         session.say(&settings.describe());
+        if let Some(owner) = session.lock.as_ref().and_then(DirLock::stale) {
+            session.say(&format!("  note: {owner}"));
+        }
         Ok(session)
     }
 
@@ -129,15 +134,14 @@ impl Session {
     }
 
     /// Saves a model under the output directory; `place` is empty for the run's result.
-    pub(super) fn save(
-        &self,
-        place: &str,
-        stage: Stage,
-        model: &Model,
-        results: &[(String, String)],
-    ) -> Result<PathBuf> {
+    pub(super) fn save(&self, place: &str, stage: Stage, model: &Model) -> Result<PathBuf> {
         let dir = self.output.join(place);
         disk::create_output_dir(&dir, Existing::Reuse)?;
+        self.save_into(&dir, stage, model)?;
+        Ok(dir)
+    }
+
+    fn save_into(&self, dir: &Path, stage: Stage, model: &Model) -> Result<()> {
         let name = self.output.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let source = model.source().map(|s| s.display().to_string()).unwrap_or_default();
         let card = Card {
@@ -147,16 +151,22 @@ impl Session {
             source: &source,
             data: &self.data,
             settings: &self.settings.for_card(),
-            results,
+            results: &[],
             date: None,
         };
-        model.save(&dir, &card.render(model.config()))?;
-        Ok(dir)
+        model.save(dir, &card.render(model.config()))
     }
 
-    /// The saves of `--save-steps`: whole model directories under `checkpoints/`.
+    /// The saves of `--save-steps`: whole model directories under `checkpoints/`, each there entirely or not at all.
     pub(super) fn saver(&self, stage: Stage) -> impl FnMut(usize, &Model) -> Result<()> {
-        move |step, model| self.save(&format!("checkpoints/step-{step}"), stage, model, &[]).map(|_| ())
+        move |step, model| {
+            let checkpoints = self.output.join("checkpoints");
+            disk::create_output_dir(&checkpoints, Existing::Reuse)?;
+            let path = checkpoints.join(format!("step-{step}"));
+            let temporary = disk::temporary_dir(&path)?;
+            self.save_into(&temporary, stage, model)?;
+            disk::publish_dir(&temporary, &path)
+        }
     }
 }
 

@@ -48,7 +48,7 @@ pub(super) fn run(config: &SftConfig, settings: &Settings) -> Result<PathBuf> {
         let mut save = session.saver(Stage::Sft);
         train::sft::train(loaded.model, &data, &groups, &eval, config, &mut journal, &mut save)?
     };
-    let dir = session.save("", Stage::Sft, &model, &[])?;
+    let dir = session.save("", Stage::Sft, &model)?;
     session.say(&format!("the model is in {}", dir.display()));
     Ok(dir)
 }

@@ -30,20 +30,20 @@ pub(crate) trait Real:
     fn ln(self) -> Self;
     fn sqrt(self) -> Self;
     fn mul_add(self, a: Self, b: Self) -> Self;
-    fn is_finite(self) -> bool;
+    fn is_nan(self) -> bool;
     /// The free buffers of this type (see [`super::pool`]).
     fn shelf<R>(work: impl FnOnce(&mut super::pool::Shelf<Self>) -> R) -> R;
 
     /// The smaller of two; NaN if either is NaN, so that a NaN cannot vanish in a loss.
     #[inline(always)]
     fn min_nan(self, other: Self) -> Self {
-        if self < other || self != self { self } else { other }
+        if self < other || self.is_nan() { self } else { other }
     }
 
     /// The larger of two; NaN if either is NaN.
     #[inline(always)]
     fn max_nan(self, other: Self) -> Self {
-        if self > other || self != self { self } else { other }
+        if self > other || self.is_nan() { self } else { other }
     }
 
     /// The nearest number in [low, high]; NaN stays NaN.
@@ -84,8 +84,8 @@ macro_rules! real {
                 <$type>::mul_add(self, a, b)
             }
             #[inline(always)]
-            fn is_finite(self) -> bool {
-                <$type>::is_finite(self)
+            fn is_nan(self) -> bool {
+                <$type>::is_nan(self)
             }
             fn shelf<R>(work: impl FnOnce(&mut super::pool::Shelf<Self>) -> R) -> R {
                 work(&mut $shelf.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
@@ -162,13 +162,13 @@ pub(crate) fn sum_by<T: Real>(n: usize, f: impl Fn(usize) -> T) -> T {
     let whole = n - n % LANES;
     let mut i = 0;
     while i < whole {
-        for lane in 0..LANES {
-            lanes[lane] += f(i + lane);
+        for (lane, sum) in lanes.iter_mut().enumerate() {
+            *sum += f(i + lane);
         }
         i += LANES;
     }
-    for lane in 0..n - whole {
-        lanes[lane] += f(whole + lane);
+    for (sum, i) in lanes.iter_mut().zip(whole..n) {
+        *sum += f(i);
     }
     fold(lanes)
 }

@@ -106,7 +106,7 @@ impl<T: Real> Token<T> {
         let mut policy_loss = plain.max_nan(limited);
         let policy_clipped = limited > plain;
         // A saturated log-ratio does not move with the logprob; neither does a clipped ratio.
-        let moves = delta > -limit && delta < limit || delta != delta;
+        let moves = delta > -limit && delta < limit || delta.is_nan();
         let mut dlogprob = if policy_clipped || !moves { T::ZERO } else { plain };
         if let Some(dual) = c.dual_clip
             && advantage < T::ZERO

@@ -158,6 +158,14 @@ impl Model {
         Ok(model)
     }
 
+    /// A model with this one's body and a fresh scalar head, as reward and value models start.
+    ///
+    /// # Errors
+    /// None but a broken layout.
+    pub fn value_model(&self, seed: u64) -> Result<Self> {
+        self.with_score_head(seed, 1.0 / (self.config.hidden_size as f64 + 1.0).sqrt())
+    }
+
     /// Multiplies the scalar head, so that a value model starts in the unit of normalised rewards.
     ///
     /// # Errors

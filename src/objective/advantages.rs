@@ -5,9 +5,8 @@ use crate::error::Result;
 use crate::ops;
 use crate::tensor::Tensor;
 
-/// rewards, advantages and returns, all [N].
+/// Whitened advantages, and returns; both [N].
 pub(crate) struct Advantages {
-    pub(crate) rewards: Tensor,
     pub(crate) advantages: Tensor,
     pub(crate) returns: Tensor,
 }
@@ -22,5 +21,5 @@ pub(crate) fn advantages(
 ) -> Result<Advantages> {
     let rewards = if whiten_rewards { ops::whiten::whiten(&rewards, true)? } else { rewards };
     let (advantages, returns) = ops::gae::gae(&rewards, values, offsets, discounts)?;
-    Ok(Advantages { rewards, advantages: ops::whiten::whiten(&advantages, false)?, returns })
+    Ok(Advantages { advantages: ops::whiten::whiten(&advantages, false)?, returns })
 }

@@ -5,6 +5,7 @@
 
 use crate::autograd::{Grad, record};
 use crate::cpu;
+use crate::cpu::math::Real;
 use crate::cpu::matmul::{Matrix, matmul};
 use crate::cpu::token_logprobs::OUTPUTS;
 use crate::device::Device;
@@ -69,7 +70,7 @@ pub(crate) fn of_logits(logits: &Tensor, tokens: &[i32], temperature: f64) -> Re
         Device::Cpu => floats!(logits, T => {
             let mut out = cpu::pool::take::<T>(tokens.len() * OUTPUTS);
             cpu::token_logprobs::forward(&mut out, &logits.read::<T>(), tokens, logits.width(), temperature as T);
-            Ok(out.chunks_exact(OUTPUTS).map(|row| row[0] as f32).collect())
+            Ok(out.chunks_exact(OUTPUTS).map(|row| row[0].to_f64() as f32).collect())
         }),
     }
 }

@@ -116,14 +116,18 @@ impl Journal {
         Ok(())
     }
 
-    /// Ends the stage.
-    pub(crate) fn end(&mut self) {
+    /// Ends the stage; what was logged is on the disk then.
+    pub(crate) fn end(&mut self) -> Result<()> {
         self.bar.finish_and_clear();
+        for file in [&self.metrics, &self.timings].into_iter().flatten() {
+            file.sync()?;
+        }
         let seconds = self.elapsed();
         match self.seconds.iter_mut().find(|(stage, _)| *stage == self.stage) {
             Some((_, sum)) => *sum += seconds,
             None => self.seconds.push((self.stage.clone(), seconds)),
         }
+        Ok(())
     }
 
     /// Seconds of each finished stage, in order.

@@ -23,22 +23,34 @@ use crate::tensor::Tensor;
 const ADAM_EPSILON: f64 = 1e-5;
 
 /// What PPO starts from.
-pub(crate) struct Start<'a> {
-    pub(crate) policy: Model,
-    pub(crate) value_model: Model,
-    pub(crate) reward: &'a mut dyn Reward,
+pub struct Start<'a> {
+    /// The policy, which is also the reference that it is held to.
+    pub policy: Model,
+    /// A model with a scalar head, usually a copy of the reward model.
+    pub value_model: Model,
+    /// What scores the answers.
+    pub reward: &'a mut dyn Reward,
     /// Tokens that end a response.
-    pub(crate) stop: &'a [i32],
+    pub stop: &'a [i32],
     /// What the reward model's scores are brought to mean 0 and deviation 1 with.
-    pub(crate) normalize: Option<[f64; 2]>,
+    pub normalize: Option<[f64; 2]>,
 }
 
 /// What PPO ends with.
-pub(crate) struct Finish {
-    pub(crate) policy: Model,
-    pub(crate) value_model: Model,
+#[derive(Debug)]
+pub struct Finish {
+    /// The aligned policy.
+    pub policy: Model,
+    /// The value model that learned beside it.
+    pub value_model: Model,
     /// The last batch's KL to the reference, nats an episode.
-    pub(crate) kl: f64,
+    pub kl: f64,
+}
+
+impl std::fmt::Debug for Start<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Start").field("policy", self.policy.config()).field("stop", &self.stop).finish_non_exhaustive()
+    }
 }
 
 /// The two models that learn.
@@ -56,7 +68,7 @@ pub(crate) fn total_batches(config: &PpoConfig, rows: usize) -> usize {
 ///
 /// # Errors
 /// Fewer prompts than a batch, a breach of an identity check, or a number that is not finite.
-pub(crate) fn train(
+pub fn train(
     start: Start<'_>,
     prompts: &[PromptExample],
     config: &PpoConfig,
@@ -102,7 +114,7 @@ pub(crate) fn train(
             save(batch + 1, &learners.policy.model)?;
         }
     }
-    journal.end();
+    journal.end()?;
     Ok(Finish { policy: learners.policy.model, value_model: learners.value.model, kl })
 }
 

@@ -118,7 +118,7 @@ impl Sums {
 ///
 /// # Errors
 /// A loss or gradient that is not finite.
-pub(crate) fn train(
+pub fn train(
     model: Model,
     data: &[PairExample],
     eval: &[PairExample],
@@ -164,7 +164,7 @@ pub(crate) fn train(
             save(step + 1, &learner.model)?;
         }
     }
-    journal.end();
+    journal.end()?;
     Ok(learner.model)
 }
 

@@ -24,7 +24,6 @@ pub(crate) struct Rollout {
     pub(crate) raw_scores: Vec<f32>,
     /// Shaped.
     pub(crate) scores: Vec<f64>,
-    pub(crate) rewards: Tensor,
     pub(crate) advantages: Tensor,
     pub(crate) returns: Tensor,
 }
@@ -82,7 +81,6 @@ impl Rollout {
             values,
             raw_scores,
             scores,
-            rewards: advantages.rewards,
             advantages: advantages.advantages,
             returns: advantages.returns,
         })

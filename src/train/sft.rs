@@ -56,7 +56,7 @@ impl Sums {
 ///
 /// # Errors
 /// No row to train on, or a loss or gradient that is not finite.
-pub(crate) fn train(
+pub fn train(
     model: Model,
     data: &[SftExample],
     groups: &[Vec<usize>],
@@ -102,7 +102,7 @@ pub(crate) fn train(
             save(step + 1, &learner.model)?;
         }
     }
-    journal.end();
+    journal.end()?;
     Ok(learner.model)
 }
 
