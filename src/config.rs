@@ -52,9 +52,6 @@ pub struct RunArgs {
     /// Training data, JSONL or Parquet, in TRL's columns
     #[arg(long, value_name = "FILE")]
     pub dataset: Option<PathBuf>,
-    /// Held-out data of the same kind
-    #[arg(long, value_name = "FILE")]
-    pub eval_dataset: Option<PathBuf>,
     /// Where everything is written; must not exist, or be empty
     #[arg(long, value_name = "DIR")]
     pub output_dir: Option<PathBuf>,
@@ -70,9 +67,6 @@ pub struct RunArgs {
     /// Optimizer steps (PPO: batches) between two rows of metrics.jsonl [TRL: 10; PPO 1]
     #[arg(long, value_parser = at_least_one())]
     pub logging_steps: Option<usize>,
-    /// Optimizer steps between two evaluations; without it only at the end
-    #[arg(long, value_parser = at_least_one())]
-    pub eval_steps: Option<usize>,
     /// Optimizer steps between two saves of the model under checkpoints/; without it only at the end
     #[arg(long, value_parser = at_least_one())]
     pub save_steps: Option<usize>,
@@ -91,6 +85,25 @@ impl RunArgs {
     /// Whether the row of step number `step` (from 1) of `total` is written, every `usual` steps where nothing is said.
     pub(crate) fn logs(&self, step: usize, total: usize, usual: usize) -> bool {
         step.is_multiple_of(self.logging_steps.unwrap_or(usual)) || step == total
+    }
+}
+
+/// Held-out data; PPO has none, because its prompts have no answers to compare with.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Evaluation")]
+pub struct EvalArgs {
+    /// Held-out data of the same kind
+    #[arg(long, value_name = "FILE")]
+    pub eval_dataset: Option<PathBuf>,
+    /// Optimizer steps between two evaluations; without it only at the end
+    #[arg(long, value_parser = at_least_one())]
+    pub eval_steps: Option<usize>,
+}
+
+impl EvalArgs {
+    /// Whether step number `step` (from 1) of `total` is followed by an evaluation.
+    pub(crate) fn due(&self, step: usize, total: usize) -> bool {
+        self.eval_steps.is_some_and(|n| step.is_multiple_of(n)) || step == total
     }
 }
 
@@ -169,6 +182,9 @@ pub struct SftConfig {
     pub run: RunArgs,
     #[command(flatten)]
     #[allow(missing_docs)]
+    pub eval: EvalArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
     pub optimizer: OptimizerArgs,
     #[command(flatten)]
     #[allow(missing_docs)]
@@ -193,6 +209,9 @@ pub struct RewardConfig {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub run: RunArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub eval: EvalArgs,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub optimizer: OptimizerArgs,
@@ -259,7 +278,7 @@ pub struct RolloutArgs {
     #[arg(long, default_value_t = 1.0, value_parser = share)]
     pub top_p: f64,
     /// Subtracted from the score of a response without EOS [TRL: none]
-    #[arg(long)]
+    #[arg(long, value_parser = not_negative)]
     pub missing_eos_penalty: Option<f64>,
     /// Scores are cut to plus and minus this [TRL: none]
     #[arg(long, value_parser = positive)]
@@ -313,7 +332,7 @@ pub struct PpoLossArgs {
     #[arg(long, value_parser = positive)]
     pub cliprange_high: Option<f64>,
     /// Where an advantage is negative, the loss is at most this times its size; above 1 [off; verl: 3]
-    #[arg(long, value_parser = positive)]
+    #[arg(long, value_parser = above_one)]
     pub dual_clip: Option<f64>,
     /// Values move at most this far from the rollout's [TRL: 0.2]
     #[arg(long, default_value_t = 0.2, value_parser = positive)]
@@ -353,6 +372,10 @@ fn number(text: &str, holds: impl Fn(f64) -> bool, wanted: &str) -> std::result:
 
 pub(crate) fn positive(text: &str) -> std::result::Result<f64, String> {
     number(text, |x| x > 0.0, "above 0")
+}
+
+fn above_one(text: &str) -> std::result::Result<f64, String> {
+    number(text, |x| x > 1.0, "above 1")
 }
 
 pub(crate) fn not_negative(text: &str) -> std::result::Result<f64, String> {

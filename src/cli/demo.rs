@@ -1,11 +1,12 @@
 //! `rlhf demo`: the embedded job. Needs nothing but this binary.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
+use super::session::claim;
 use crate::device::Device;
-use crate::disk::{self, Existing};
 use crate::error::Result;
 use crate::train::demo::{self, DemoOptions};
 use crate::train::metrics::Journal;
@@ -41,13 +42,13 @@ impl DemoArgs {
 pub(super) fn run(args: &DemoArgs) -> Result<()> {
     let device = Device::parse(&args.device)?;
     let dir = args.output_dir.clone().unwrap_or_else(free_name);
-    disk::create_output_dir(&dir, Existing::Refuse)?;
-    let _lock = disk::lock(&dir)?;
+    let _lock = claim(&dir)?;
     let mut journal = Journal::new(&dir, args.quiet)?;
     let options = DemoOptions { seed: args.seed, quick: args.quick, device };
     let summary = demo::run(&options, &dir, &mut journal)?;
     if !args.quiet {
-        println!("{}", tell(&summary, &dir));
+        // As `train::metrics::tell`: a reader that has gone away is no failure.
+        let _ = writeln!(std::io::stdout(), "{}", tell(&summary, &dir));
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use super::session::Loaded;
+use super::session::{Loaded, every_row, refuse_input};
 use crate::data::encode::{LossOn, SftExample, SftOptions, encode_sft};
 use crate::data::records::{Row, read_rows};
 use crate::device::Device;
@@ -37,12 +37,15 @@ pub(super) struct ScoreArgs {
 
 /// Scores all rows.
 pub(super) fn run(args: &ScoreArgs) -> Result<()> {
+    refuse_input(&args.output, &args.dataset)?;
     let loaded = Loaded::read(&Device::parse(&args.device)?, &args.model_name_or_path)?;
     let rows = read_rows(&args.dataset)?;
     let reward = loaded.model.config().head == Head::Score;
     let examples: Vec<SftExample> = rows.iter().map(|row| encode(row, &loaded, reward)).collect::<Result<_>>()?;
-    let lines = if reward { scores(&loaded, examples)? } else { logprobs(&loaded, &examples, args.temperature)? };
-    write_file_with(&args.output, |file| lines.iter().try_for_each(|line| file.write(format!("{line}\n").as_bytes())))
+    write_file_with(&args.output, |file| {
+        let lines = if reward { scores(&loaded, examples)? } else { logprobs(&loaded, &examples, args.temperature)? };
+        lines.iter().try_for_each(|line| file.write(format!("{line}\n").as_bytes()))
+    })
 }
 
 /// One row alone, so that every row has its line: what training would drop or cut is an error here. A reward model reads
@@ -54,8 +57,9 @@ fn encode(row: &Row, loaded: &Loaded, reward: bool) -> Result<SftExample> {
         append_eos: reward,
         strict: true,
     };
-    let encoded = encode_sft(std::slice::from_ref(row), &loaded.tokenizer, loaded.template.as_ref(), &options)?;
+    let encoded = encode_sft(std::slice::from_ref(row), &loaded.tokenizer, loaded.template.as_ref(), &options);
     encoded
+        .map_err(every_row)?
         .examples
         .into_iter()
         .next()

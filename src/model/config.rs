@@ -597,7 +597,10 @@ fn refuse_sliding_window(keys: &Keys<'_>, layers: usize, max_positions: usize) -
     }
     Err(Error::input("config-sliding-window", "sliding-window attention is not supported")
         .at(keys.place)
-        .because(format!("the window is {window:?} tokens and the model takes {max_positions}"))
+        .because(match window {
+            Some(window) => format!("the window is {window} tokens and the model takes {max_positions}"),
+            None => "the configuration does not say how long the window is".to_owned(),
+        })
         .fix("set max_position_embeddings to the window's size, if your sequences are that short"))
 }
 

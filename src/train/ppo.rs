@@ -5,7 +5,7 @@
 use super::metrics::{Journal, row};
 use super::reward::Reward;
 use super::rollout::{Cast, Rollout, column};
-use super::{Batches, Learner, permutation};
+use super::{Batches, Learner, in_step, permutation};
 use crate::autograd::backward;
 use crate::config::PpoConfig;
 use crate::data::encode::PromptExample;
@@ -103,8 +103,10 @@ pub fn train(
             stop: start.stop,
             shaping,
         };
-        let rollout = Rollout::collect(&mut cast, queries, config, controller.coefficient, batch as u32)?;
-        let updated = update(&mut learners, &rollout, config, batch)?;
+        let failed = |error| in_step(error, "ppo", batch + 1);
+        let rollout =
+            Rollout::collect(&mut cast, queries, config, controller.coefficient, batch as u32).map_err(failed)?;
+        let updated = update(&mut learners, &rollout, config, batch).map_err(failed)?;
         let summary = summarize(&rollout, &updated, config, controller.coefficient);
         kl = summary.kl;
         check_start(&summary, batch)?;

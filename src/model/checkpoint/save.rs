@@ -18,14 +18,17 @@ pub const SHARD_BYTES_MAX: u64 = 5_000_000_000;
 /// Values converted at a time.
 const PIECE_VALUES: usize = 1 << 18;
 /// What a tokenizer may consist of.
-const TOKENIZER_FILES: [&str; 9] = [
+const TOKENIZER_FILES: [&str; 12] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
+    "vocab.txt",
     "merges.txt",
     "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
     "chat_template.jinja",
     "chat_template.json",
 ];
@@ -189,6 +192,15 @@ fn shards(tensors: &[TensorSpec], dtype: StoredDtype, bytes_max: u64) -> Result<
     }
     full.push(open);
     Ok(full)
+}
+
+/// Checks that what [`save_model`] copies from `source` can be copied: better known before a training run than after it.
+///
+/// # Errors
+/// `model-link`, `model-file`; input and output errors.
+pub(crate) fn check_copied(source: &Path) -> Result<()> {
+    let names = TOKENIZER_FILES.iter().chain(&["generation_config.json"]);
+    names.map(|name| model_file(source, name).map(|_| ())).collect()
 }
 
 /// Copies a file of the source, if it has it.
