@@ -146,7 +146,7 @@ pub struct OptimizerArgs {
 impl OptimizerArgs {
     /// Rows of one optimizer step.
     pub(crate) fn rows_per_step(&self) -> usize {
-        self.per_device_train_batch_size * self.gradient_accumulation_steps
+        self.per_device_train_batch_size.saturating_mul(self.gradient_accumulation_steps)
     }
 }
 
@@ -269,7 +269,7 @@ pub struct RolloutArgs {
     #[arg(long, default_value_t = 53, value_parser = at_least_one())]
     pub response_length: usize,
     /// Divides the logits in rollout, reference and update alike; above 0 [TRL: 0.7]
-    #[arg(long, default_value_t = 0.7, value_parser = positive)]
+    #[arg(long, default_value_t = 0.7, value_parser = temperature)]
     pub temperature: f64,
     /// Sample among the k most likely tokens; 0 means all [TRL: 0]
     #[arg(long, default_value_t = 0)]
@@ -354,7 +354,7 @@ pub struct PpoLossArgs {
 impl PpoConfig {
     /// Episodes of one rollout.
     pub(crate) fn batch_size(&self) -> usize {
-        self.optimizer.rows_per_step() * self.loss.num_mini_batches
+        self.optimizer.rows_per_step().saturating_mul(self.loss.num_mini_batches)
     }
 }
 
@@ -365,9 +365,26 @@ pub(crate) fn at_least_one() -> impl clap::builder::TypedValueParser<Value = usi
 
 fn number(text: &str, holds: impl Fn(f64) -> bool, wanted: &str) -> std::result::Result<f64, String> {
     match text.parse::<f64>() {
-        Ok(x) if x.is_finite() && holds(x) => Ok(x),
-        _ => Err(format!("a number {wanted} is needed")),
+        Ok(x) if !x.is_finite() || !holds(x) => Err(format!("a number {wanted} is needed")),
+        // It meets f32 numbers: what those take for 0 or for infinity would become a NaN there.
+        Ok(x) if !(x as f32).is_finite() || (x as f32 == 0.0) != (x == 0.0) => {
+            Err("a number that a 32-bit float can hold is needed".to_owned())
+        }
+        Ok(x) => Ok(x),
+        Err(_) => Err(format!("a number {wanted} is needed")),
     }
+}
+
+/// Below this, logits divided by the temperature leave the range of f32; their order is that of greedy decoding long before.
+const TEMPERATURE_MIN: f64 = 1e-4;
+
+pub(crate) fn temperature(text: &str) -> std::result::Result<f64, String> {
+    number(text, |x| x >= TEMPERATURE_MIN, "above 0 (of at least 0.0001)")
+}
+
+/// A temperature, or 0 for greedy decoding.
+pub(crate) fn temperature_or_greedy(text: &str) -> std::result::Result<f64, String> {
+    number(text, |x| x == 0.0 || x >= TEMPERATURE_MIN, "of 0, or of at least 0.0001")
 }
 
 pub(crate) fn positive(text: &str) -> std::result::Result<f64, String> {

@@ -90,6 +90,39 @@ fn conversations_are_rendered_by_the_models_own_template() {
     }
 }
 
+/// Prompts and preferences may be conversations too.
+#[test]
+fn conversations_go_through_all_stages() {
+    let room = room("qwen2_untied");
+    let turn = |role: &str, content: String| json!({ "role": role, "content": content });
+    let ask = |i: usize| turn("user", format!("Say {i}"));
+    let pair = |i: usize, whole: bool| {
+        let answer = |word: &str| turn("assistant", word.repeat(1 + i % 3));
+        if whole {
+            json!({ "chosen": [ask(i), answer("good ")], "rejected": [ask(i), answer("bad ")] })
+        } else {
+            json!({ "prompt": [ask(i)], "chosen": [answer("good ")], "rejected": [answer("bad ")] })
+        }
+    };
+    room.rows("data.jsonl", &conversations(12));
+    room.rows("pairs.jsonl", &(0..12).map(|i| pair(i, false)).collect::<Vec<_>>());
+    room.rows("implicit.jsonl", &(0..12).map(|i| pair(i, true)).collect::<Vec<_>>());
+    room.rows("prompts.jsonl", &(0..12).map(|i| json!({ "prompt": [ask(i)] })).collect::<Vec<_>>());
+    room.run(&format!("{SFT} --max-length 256")).ok();
+    room.run(&format!("{REWARD} --max-length 256")).ok();
+    room.run(&format!("{REWARD} --max-length 256 --dataset implicit.jsonl --output-dir implicit")).ok();
+    assert_eq!(room.read("implicit/model.safetensors"), room.read("reward/model.safetensors"));
+    room.run(PPO).ok();
+    room.run("generate --model-name-or-path ppo --prompts prompts.jsonl --max-new-tokens 5 --output a.jsonl").ok();
+    let prompt = "<|im_start|>user\nSay 3<|im_end|>\n<|im_start|>assistant\n";
+    assert_eq!(room.lines("a.jsonl")[3]["prompt"], prompt);
+    room.rows("one.jsonl", &[json!({ "prompt": [ask(1)], "completion": [turn("assistant", "ok".into())] })]);
+    room.run("score --model-name-or-path ppo --dataset one.jsonl --output s.jsonl").ok();
+    // The letters, the end of the turn and a newline: what the template writes behind the prompt.
+    let tokens = &room.lines("s.jsonl")[0]["tokens"];
+    assert_eq!((tokens.as_array().unwrap().len(), &tokens[2], &tokens[3]), (4, &json!(2), &json!(4)), "{tokens}");
+}
+
 #[test]
 fn packing_puts_examples_together() {
     let room = room("llama_tied");

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::session::{Loaded, every_row, refuse_input};
+use super::session::{Loaded, check_output, every_row};
 use crate::data::encode::{PromptOptions, encode_prompts};
 use crate::data::records::read_rows;
 use crate::device::Device;
@@ -30,7 +30,7 @@ pub(super) struct GenerateArgs {
     #[arg(long, default_value_t = 128, value_parser = crate::config::at_least_one())]
     max_new_tokens: usize,
     /// Divides the logits; 0 takes the most likely token
-    #[arg(long, default_value_t = 1.0, value_parser = crate::config::not_negative)]
+    #[arg(long, default_value_t = 1.0, value_parser = crate::config::temperature_or_greedy)]
     temperature: f64,
     /// Sample among the k most likely tokens; 0 means all
     #[arg(long, default_value_t = 0)]
@@ -60,7 +60,7 @@ const BATCH: usize = 64;
 
 /// Answers all prompts.
 pub(super) fn run(args: &GenerateArgs) -> Result<()> {
-    refuse_input(&args.output, &args.prompts)?;
+    check_output(&args.output, &args.prompts)?;
     let loaded = Loaded::read(&Device::parse(&args.device)?, &args.model_name_or_path)?;
     if loaded.model.config().head != Head::Language {
         return Err(Error::input("not-a-language-model", "only a language model generates")

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use super::session::{Loaded, every_row, refuse_input};
+use super::session::{Loaded, check_output, every_row};
 use crate::data::encode::{LossOn, SftExample, SftOptions, encode_sft};
 use crate::data::records::{Row, read_rows};
 use crate::device::Device;
@@ -28,7 +28,7 @@ pub(super) struct ScoreArgs {
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
     /// Divides the logits of a language model
-    #[arg(long, default_value_t = 1.0, value_parser = crate::config::positive)]
+    #[arg(long, default_value_t = 1.0, value_parser = crate::config::temperature)]
     temperature: f64,
     /// Where to compute: auto, cpu
     #[arg(long, default_value = "auto")]
@@ -37,7 +37,7 @@ pub(super) struct ScoreArgs {
 
 /// Scores all rows.
 pub(super) fn run(args: &ScoreArgs) -> Result<()> {
-    refuse_input(&args.output, &args.dataset)?;
+    check_output(&args.output, &args.dataset)?;
     let loaded = Loaded::read(&Device::parse(&args.device)?, &args.model_name_or_path)?;
     let rows = read_rows(&args.dataset)?;
     let reward = loaded.model.config().head == Head::Score;

@@ -235,12 +235,18 @@ pub(super) fn dataset<'a>(run: &'a RunArgs, eval: Option<&EvalArgs>) -> Result<&
     Ok(dataset)
 }
 
-/// An error where `output` is the `input` itself, which would be replaced by it.
-pub(super) fn refuse_input(output: &Path, input: &Path) -> Result<()> {
+/// An error where the file `output` cannot be put: over the `input` itself, or over what is no plain file. The new file takes
+/// the place of the old one, so a link would be lost, and with `/dev/stdout` one of the system's own.
+pub(super) fn check_output(output: &Path, input: &Path) -> Result<()> {
+    let refuse = |id, what: &str| {
+        let error = Error::usage(id, what).at(output.display().to_string());
+        Err(error.fix("choose another --output"))
+    };
+    if std::fs::symlink_metadata(output).is_ok_and(|metadata| !metadata.is_file()) {
+        return refuse("output-not-file", "the output exists and is not a plain file");
+    }
     if output.canonicalize().is_ok_and(|output| input.canonicalize().is_ok_and(|input| input == output)) {
-        return Err(Error::usage("output-is-input", "the output would replace the input")
-            .at(output.display().to_string())
-            .fix("choose another --output"));
+        return refuse("output-is-input", "the output would replace the input");
     }
     Ok(())
 }

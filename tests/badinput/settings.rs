@@ -145,23 +145,35 @@ fn files_of_all_stages() {
 }
 
 #[test]
-fn command_lines() {
+fn words_on_the_command_line() {
     check(&[
         case("no such command", |_| "sfft".into(), 2, "", &["'sfft'"]),
         case("a typing error", |_| sft("--learning-rat 1e-4"), 2, "", &["'--learning-rat'", "'--learning-rate'"]),
+        case("held-out data of PPO", |room| ppo(room, "--eval-steps 2"), 2, "", &["'--eval-steps'"]),
         case("a word for a number", |_| sft("--max-length long"), 2, "", &["'long'", "--max-length"]),
         case("a learning rate that is not a number", |_| sft("--learning-rate nan"), 2, "", &["a number above 0"]),
         case("no batch", |_| sft("--per-device-train-batch-size 0"), 2, "", &["--per-device-train-batch-size"]),
         case("a greedy PPO", |room| ppo(room, "--temperature 0"), 2, "", &["--temperature", "a number above 0"]),
+        case("a temperature of nearly 0", |_| generate("--temperature 1e-300"), 2, "", &["at least 0.0001"]),
+        case("an epsilon that is 0 as f32", |_| sft("--adam-epsilon 1e-300"), 2, "", &["32-bit float"]),
         case("a dual clip below 1", |room| ppo(room, "--dual-clip 0.5"), 2, "", &["--dual-clip", "a number above 1"]),
+        case("no penalty", |room| ppo(room, "--missing-eos-penalty nan"), 2, "", &["--missing-eos-penalty"]),
         case(
-            "a penalty that is not a number",
-            |room| ppo(room, "--missing-eos-penalty nan"),
-            2,
-            "",
-            &["--missing-eos-penalty"],
+            "a batch beyond all numbers",
+            |room| ppo(room, "--per-device-train-batch-size 999999999999 --gradient-accumulation-steps 999999999999"),
+            3,
+            "dataset-smaller-than-batch",
+            &["8 prompts"],
         ),
-        case("held-out data of PPO", |room| ppo(room, "--eval-steps 2"), 2, "", &["'--eval-steps'"]),
+        case("a device that is not there", |_| sft("--device cuda"), 5, "device-unavailable", &["`cuda`", "cpu"]),
+        case("a device that is none", |_| generate("--device tpu"), 2, "device-unknown", &["`tpu`"]),
+        case("bf16 on the CPU", |_| reward("--dtype bf16"), 2, "dtype-unavailable", &["--dtype f32"]),
+    ]);
+}
+
+#[test]
+fn options_that_are_missing_or_at_odds() {
+    check(&[
         case(
             "no model",
             |_| "sft --dataset data.jsonl --output-dir out".into(),
@@ -206,15 +218,6 @@ fn command_lines() {
             "loss-needs-conversation",
             &["where: data.jsonl:1\n"],
         ),
-        case(
-            "a device that is not there",
-            |_| sft("--device cuda"),
-            5,
-            "device-unavailable",
-            &["`cuda`", "--device cpu"],
-        ),
-        case("a device that is none", |_| generate("--device tpu"), 2, "device-unknown", &["`tpu`"]),
-        case("bf16 on the CPU", |_| reward("--dtype bf16"), 2, "dtype-unavailable", &["--dtype f32"]),
     ]);
 }
 
@@ -321,6 +324,18 @@ fn output_that_cannot_be_written() {
             2,
             "output-is-input",
             &["prompts.jsonl"],
+        ),
+        case("answers over a directory", |_| generate("--output model"), 2, "output-not-file", &["where: model\n"]),
+        #[cfg(unix)]
+        case(
+            "scores over a link",
+            |room| {
+                std::os::unix::fs::symlink("elsewhere.jsonl", room.path("link.jsonl")).unwrap();
+                score("--output link.jsonl")
+            },
+            2,
+            "output-not-file",
+            &["where: link.jsonl\n"],
         ),
         case("scores into no directory", |_| score("--output none/out.jsonl"), 3, "file-missing", &["none/out.jsonl"]),
     ]);
