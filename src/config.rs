@@ -147,12 +147,28 @@ pub struct EpochArgs {
     /// Optimizer steps, whatever the epochs
     #[arg(long, value_parser = at_least_one())]
     pub max_steps: Option<usize>,
-    /// Tokens of a row at most; longer ones are cut (sft) or dropped (reward), and counted [TRL: 1024]
-    #[arg(long, default_value_t = 1024, value_parser = at_least_one())]
-    pub max_length: usize,
+    /// Tokens of a row at most; longer ones are cut (sft) or dropped (reward), and counted [TRL: 1024, or the model's
+    /// positions where they are fewer]
+    #[arg(long, value_parser = at_least_one())]
+    pub max_length: Option<usize>,
 }
 
 impl EpochArgs {
+    /// Tokens of a row at most, for a model of `positions` positions.
+    ///
+    /// # Errors
+    /// `context-exceeded` where more are asked for than the model has.
+    pub(crate) fn max_length(&self, positions: usize) -> Result<usize> {
+        match self.max_length {
+            None => Ok(positions.min(1024)),
+            Some(length) if length <= positions => Ok(length),
+            Some(length) => {
+                let what = format!("--max-length {length} is more than the model's {positions} positions");
+                Err(Error::usage("context-exceeded", what).fix(format!("use --max-length {positions} or less")))
+            }
+        }
+    }
+
     /// Optimizer steps over `rows` rows at `rows_per_step`, a last smaller batch of each epoch included.
     pub(crate) fn total_steps(&self, rows: usize, rows_per_step: usize, epochs: f64) -> usize {
         let per_epoch = rows.div_ceil(rows_per_step);
@@ -396,8 +412,11 @@ mod tests {
 
     #[test]
     fn steps_follow_epochs_and_batches() {
-        let epochs = EpochArgs { num_train_epochs: None, max_steps: None, max_length: 8 };
+        let epochs = EpochArgs { num_train_epochs: None, max_steps: None, max_length: None };
         assert_eq!(epochs.total_steps(10, 4, 2.0), 6);
+        assert_eq!((epochs.max_length(512).unwrap(), epochs.max_length(9999).unwrap()), (512, 1024));
+        let long = EpochArgs { max_length: Some(513), ..epochs.clone() };
+        assert_eq!((long.max_length(513).unwrap(), long.max_length(512).unwrap_err().id()), (513, "context-exceeded"));
         assert_eq!(EpochArgs { max_steps: Some(5), ..epochs }.total_steps(10, 4, 2.0), 5);
     }
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::session::{Session, check_context, required};
+use super::session::{Session, required};
 use super::settings::Settings;
 use crate::config::RewardConfig;
 use crate::data::encode::{PairExample, PairOptions, encode_pairs};
@@ -22,8 +22,8 @@ pub(super) const STATISTICS: &str = "reward_statistics.json";
 pub(super) fn run(config: &RewardConfig, settings: &Settings) -> Result<PathBuf> {
     let mut session = Session::open(&config.run, settings)?;
     let loaded = session.load("model", required(config.run.model_name_or_path.as_ref(), "model-name-or-path")?)?;
-    check_context(config.epochs.max_length, &loaded.model)?;
-    let options = PairOptions { max_length: config.epochs.max_length, strict: config.run.strict };
+    let max_length = config.epochs.max_length(loaded.model.config().max_positions)?;
+    let options = PairOptions { max_length, strict: config.run.strict };
     let read = |session: &mut Session, role: &str, path: &PathBuf| {
         let rows = session.rows(path)?;
         let encoded = encode_pairs(&rows, &loaded.tokenizer, loaded.template.as_ref(), &options)?;

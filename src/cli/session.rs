@@ -135,7 +135,7 @@ impl Session {
 
     /// Saves a model under the output directory; `place` is empty for the run's result.
     pub(super) fn save(&self, place: &str, stage: Stage, model: &Model) -> Result<PathBuf> {
-        let dir = self.output.join(place);
+        let dir = if place.is_empty() { self.output.clone() } else { self.output.join(place) };
         disk::create_output_dir(&dir, Existing::Reuse)?;
         self.save_into(&dir, stage, model)?;
         Ok(dir)
@@ -219,17 +219,4 @@ pub(super) fn refuse_existing(path: &Path) -> Result<()> {
             .fix("choose another --output-dir, or move the old one away"));
     }
     Ok(())
-}
-
-/// An error unless `max_length` fits the model's positions.
-pub(super) fn check_context(max_length: usize, model: &Model) -> Result<()> {
-    let positions = model.config().max_positions;
-    if max_length <= positions {
-        return Ok(());
-    }
-    Err(Error::usage(
-        "context-exceeded",
-        format!("--max-length {max_length} is more than the model's {positions} positions"),
-    )
-    .fix(format!("use --max-length {positions} or less")))
 }
