@@ -192,7 +192,7 @@ pub struct SftConfig {
     /// Peak learning rate [TRL: 2e-5]
     #[arg(long, default_value_t = 2e-5, value_parser = positive)]
     pub learning_rate: f64,
-    /// Loss on the completion only; the default for prompt-completion data [TRL]
+    /// Loss on the completion only; the default for prompt-completion data (TRL)
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub completion_only_loss: Option<bool>,
     /// Loss on the assistant's turns only, for conversations [TRL: false]
@@ -259,7 +259,7 @@ pub struct PpoModelArgs {
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Rollout and rewards")]
 pub struct RolloutArgs {
-    /// Episodes in all; without it one pass over the prompts [TRL]
+    /// Episodes in all; without it one pass over the prompts (TRL)
     #[arg(long, value_parser = at_least_one())]
     pub total_episodes: Option<usize>,
     /// Tokens of a response at most [TRL: 53]
@@ -289,7 +289,7 @@ pub struct RolloutArgs {
     /// Estimator of a token's KL [TRL: k1]
     #[arg(long, default_value = "k1", value_enum)]
     pub kl_estimator: KlEstimator,
-    /// Let kl_coef follow this KL per episode, in nats [off]
+    /// Let kl_coef follow this KL per episode, in nats (off)
     #[arg(long, value_parser = positive)]
     pub kl_target: Option<f64>,
     /// Episodes over which kl_coef follows kl_target [Ziegler et al., 2019: 10000]
@@ -337,10 +337,10 @@ pub struct PpoLossArgs {
     /// Weight of the value loss [TRL: 0.1]
     #[arg(long, default_value_t = 0.1, value_parser = not_negative)]
     pub vf_coef: f64,
-    /// Weight of the entropy bonus [off]
+    /// Weight of the entropy bonus (off)
     #[arg(long, default_value_t = 0.0, value_parser = not_negative)]
     pub entropy_coef: f64,
-    /// Stop a batch's epochs when the approximate KL passes this [off]
+    /// Stop a batch's epochs when the approximate KL passes this (off)
     #[arg(long, value_parser = positive)]
     pub target_kl: Option<f64>,
     /// PPO batches at the start in which only the value model learns [0]

@@ -1,3 +1,6 @@
 //! The crate's integration tests: one binary, so that it links once.
 
+// A test's helpers stop it where a file is not there or a program does not start.
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic)]
+
 mod demo;
