@@ -343,7 +343,7 @@ pub struct PpoLossArgs {
     /// Stop a batch's epochs when the approximate KL passes this (off)
     #[arg(long, value_parser = positive)]
     pub target_kl: Option<f64>,
-    /// PPO batches at the start in which only the value model learns [0]
+    /// PPO batches at the start in which only the value model learns (0)
     #[arg(long, default_value_t = 0)]
     pub value_warmup_batches: usize,
 }
