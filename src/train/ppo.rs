@@ -1,5 +1,5 @@
 //! PPO: queries -> responses -> logprobs, ref_logprobs, values -> scores -> rewards -> advantages, returns -> loss ->
-//! gradients -> parameters. The first five fill a [`Rollout`]; the rest repeats for every epoch and minibatch. Nothing
+//! gradients -> parameters. The first five fill a `Rollout`; the rest repeats for every epoch and minibatch. Nothing
 //! flows back but new parameters.
 
 use super::metrics::{Journal, row};
