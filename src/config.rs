@@ -160,12 +160,28 @@ pub struct EpochArgs {
     /// Optimizer steps, whatever the epochs
     #[arg(long, value_parser = at_least_one())]
     pub max_steps: Option<usize>,
-    /// Tokens of a row at most; longer ones are cut (sft) or dropped (reward), and counted [TRL: 1024]
-    #[arg(long, default_value_t = 1024, value_parser = at_least_one())]
-    pub max_length: usize,
+    /// Tokens of a row at most; longer ones are cut (sft) or dropped (reward), and counted [TRL: 1024, or the model's
+    /// positions where they are fewer]
+    #[arg(long, value_parser = at_least_one())]
+    pub max_length: Option<usize>,
 }
 
 impl EpochArgs {
+    /// Tokens of a row at most, for a model of `positions` positions.
+    ///
+    /// # Errors
+    /// `context-exceeded` where more are asked for than the model has.
+    pub(crate) fn max_length(&self, positions: usize) -> Result<usize> {
+        match self.max_length {
+            None => Ok(positions.min(1024)),
+            Some(length) if length <= positions => Ok(length),
+            Some(length) => {
+                let what = format!("--max-length {length} is more than the model's {positions} positions");
+                Err(Error::usage("context-exceeded", what).fix(format!("use --max-length {positions} or less")))
+            }
+        }
+    }
+
     /// Optimizer steps over `rows` rows at `rows_per_step`, a last smaller batch of each epoch included.
     pub(crate) fn total_steps(&self, rows: usize, rows_per_step: usize, epochs: f64) -> usize {
         let per_epoch = rows.div_ceil(rows_per_step);
@@ -192,7 +208,7 @@ pub struct SftConfig {
     /// Peak learning rate [TRL: 2e-5]
     #[arg(long, default_value_t = 2e-5, value_parser = positive)]
     pub learning_rate: f64,
-    /// Loss on the completion only; the default for prompt-completion data [TRL]
+    /// Loss on the completion only; the default for prompt-completion data (TRL)
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub completion_only_loss: Option<bool>,
     /// Loss on the assistant's turns only, for conversations [TRL: false]
@@ -262,7 +278,7 @@ pub struct PpoModelArgs {
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Rollout and rewards")]
 pub struct RolloutArgs {
-    /// Episodes in all; without it one pass over the prompts [TRL]
+    /// Episodes in all; without it one pass over the prompts (TRL)
     #[arg(long, value_parser = at_least_one())]
     pub total_episodes: Option<usize>,
     /// Tokens of a response at most [TRL: 53]
@@ -292,7 +308,7 @@ pub struct RolloutArgs {
     /// Estimator of a token's KL [TRL: k1]
     #[arg(long, default_value = "k1", value_enum)]
     pub kl_estimator: KlEstimator,
-    /// Let kl_coef follow this KL per episode, in nats [off]
+    /// Let kl_coef follow this KL per episode, in nats (off)
     #[arg(long, value_parser = positive)]
     pub kl_target: Option<f64>,
     /// Episodes over which kl_coef follows kl_target [Ziegler et al., 2019: 10000]
@@ -340,13 +356,13 @@ pub struct PpoLossArgs {
     /// Weight of the value loss [TRL: 0.1]
     #[arg(long, default_value_t = 0.1, value_parser = not_negative)]
     pub vf_coef: f64,
-    /// Weight of the entropy bonus [off]
+    /// Weight of the entropy bonus (off)
     #[arg(long, default_value_t = 0.0, value_parser = not_negative)]
     pub entropy_coef: f64,
-    /// Stop a batch's epochs when the approximate KL passes this [off]
+    /// Stop a batch's epochs when the approximate KL passes this (off)
     #[arg(long, value_parser = positive)]
     pub target_kl: Option<f64>,
-    /// PPO batches at the start in which only the value model learns [0]
+    /// PPO batches at the start in which only the value model learns (0)
     #[arg(long, default_value_t = 0)]
     pub value_warmup_batches: usize,
 }
@@ -436,8 +452,11 @@ mod tests {
 
     #[test]
     fn steps_follow_epochs_and_batches() {
-        let epochs = EpochArgs { num_train_epochs: None, max_steps: None, max_length: 8 };
+        let epochs = EpochArgs { num_train_epochs: None, max_steps: None, max_length: None };
         assert_eq!(epochs.total_steps(10, 4, 2.0), 6);
+        assert_eq!((epochs.max_length(512).unwrap(), epochs.max_length(9999).unwrap()), (512, 1024));
+        let long = EpochArgs { max_length: Some(513), ..epochs.clone() };
+        assert_eq!((long.max_length(513).unwrap(), long.max_length(512).unwrap_err().id()), (513, "context-exceeded"));
         assert_eq!(EpochArgs { max_steps: Some(5), ..epochs }.total_steps(10, 4, 2.0), 5);
     }
 }

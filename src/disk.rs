@@ -54,7 +54,7 @@ pub(crate) fn create_output_dir(path: &Path, existing: Existing) -> Result<()> {
         return Err(Error::usage("output-exists", "the output directory is not empty")
             .at(path.display().to_string())
             .because("another run's files would be overwritten")
-            .fix("choose another output directory, or move this one away"));
+            .fix("choose another --output-dir, or move the old one away"));
     }
     Ok(())
 }

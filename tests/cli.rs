@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Room, completions, conversations, is_slow, pairs, prompts};
+use crate::support::{Room, completions, conversations, pairs, prompts};
 
 mod answers;
 mod files;
@@ -407,22 +407,4 @@ fn a_closed_pipe_is_no_reason_to_die() {
     drop((child.stderr.take(), child.stdout.take()));
     assert!(child.wait().unwrap().success());
     assert!(room.path("sft/model.safetensors").exists());
-}
-
-#[test]
-fn the_embedded_job_in_a_hurry() {
-    if !is_slow("the embedded job takes ten seconds even in a hurry") {
-        return;
-    }
-    let room = Room::new();
-    let outcome = room.run_on(2, "demo --quick --output-dir demo --seed 5").ok();
-    assert!(outcome.stdout.contains("rlhf generate --model-name-or-path demo/ppo"), "{}", outcome.stdout);
-    let summary = room.json("demo/summary.json");
-    for name in ["reward_accuracy", "gold_demonstrations", "gold_sft", "gold_ppo", "win_rate", "win_rate_greedy", "kl"]
-    {
-        assert!(number(&summary, name).is_finite(), "{name}");
-    }
-    let line = "generate --model-name-or-path demo/ppo --prompts demo/prompts.jsonl --output answers.jsonl";
-    room.run(&format!("{line} --max-new-tokens 40")).ok();
-    assert!(!room.lines("answers.jsonl").is_empty());
 }

@@ -180,7 +180,7 @@ mod tests {
         let plan = Plan::read(&args).unwrap();
         let (sft, _) = plan.stage::<SftConfig>("sft", &[]).unwrap();
         assert!(same(sft.run.model_name_or_path.as_ref(), Path::new("base")));
-        assert_eq!((sft.run.seed, sft.epochs.max_length), (3, 9));
+        assert_eq!((sft.run.seed, sft.epochs.max_length), (3, Some(9)));
         let (reward, _) = plan.stage::<RewardConfig>("reward", &[("model_name_or_path", "out/sft".into())]).unwrap();
         assert!(same(reward.run.model_name_or_path.as_ref(), Path::new("out/sft")));
         assert!(same(reward.run.output_dir.as_ref(), Path::new("out/reward")));

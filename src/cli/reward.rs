@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::session::{Session, check_context, dataset, required};
+use super::session::{Session, dataset, required};
 use super::settings::Settings;
 use crate::config::RewardConfig;
 use crate::data::encode::{PairExample, PairOptions, encode_pairs};
@@ -24,8 +24,8 @@ pub(super) fn run(config: &RewardConfig, settings: &Settings) -> Result<PathBuf>
     let dataset = dataset(&config.run, Some(&config.eval))?;
     let mut session = Session::open(&config.run, settings)?;
     let loaded = session.load("model", model_dir)?;
-    check_context(config.epochs.max_length, &loaded.model)?;
-    let options = PairOptions { max_length: config.epochs.max_length, strict: config.run.strict };
+    let max_length = config.epochs.max_length(loaded.model.config().max_positions)?;
+    let options = PairOptions { max_length, strict: config.run.strict };
     let read = |session: &mut Session, role: &str, path: &PathBuf| {
         let rows = session.rows(path)?;
         let encoded = encode_pairs(&rows, &loaded.tokenizer, loaded.template.as_ref(), &options);

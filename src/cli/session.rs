@@ -133,7 +133,7 @@ impl Session {
 
     /// Saves a model under the output directory; `place` is empty for the run's result.
     pub(super) fn save(&self, place: &str, stage: Stage, model: &Model) -> Result<PathBuf> {
-        let dir = self.output.join(place);
+        let dir = if place.is_empty() { self.output.clone() } else { self.output.join(place) };
         disk::create_output_dir(&dir, Existing::Reuse)?;
         self.save_into(&dir, stage, model)?;
         Ok(dir)
@@ -269,7 +269,7 @@ pub(super) fn refuse_existing(path: &Path) -> Result<()> {
         return Err(Error::usage("output-exists", "the output directory is not empty")
             .at(path.display().to_string())
             .because("another run's files would be overwritten")
-            .fix("choose another output directory, or move this one away"));
+            .fix("choose another --output-dir, or move the old one away"));
     }
     Ok(())
 }
@@ -283,17 +283,4 @@ fn check_directory(dir: &Path) -> Result<()> {
         .at(dir.display().to_string())
         .because("a model is read from disk; nothing is downloaded")
         .fix("check the path, or download the model first (`hf download NAME --local-dir DIR`)"))
-}
-
-/// An error unless `max_length` fits the model's positions.
-pub(super) fn check_context(max_length: usize, model: &Model) -> Result<()> {
-    let positions = model.config().max_positions;
-    if max_length <= positions {
-        return Ok(());
-    }
-    Err(Error::usage(
-        "context-exceeded",
-        format!("--max-length {max_length} is more than the model's {positions} positions"),
-    )
-    .fix(format!("use --max-length {positions} or less")))
 }

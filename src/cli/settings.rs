@@ -176,7 +176,7 @@ mod tests {
         let file = table("learning_rate = 1e-3\nmax-length = 7\npacking = true\nassistant_only_loss = true");
         let own = ["--learning-rate", "2e-3", "--packing=false"].map(OsString::from).to_vec();
         let (config, settings) = resolve::<SftConfig>("sft", &file, own).unwrap();
-        assert_eq!((config.learning_rate, config.epochs.max_length), (2e-3, 7));
+        assert_eq!((config.learning_rate, config.epochs.max_length), (2e-3, Some(7)));
         assert_eq!((config.packing, config.assistant_only_loss), (false, true));
         let origin = |name: &str| settings.list.iter().find(|s| s.name == name).unwrap().origin;
         assert_eq!(

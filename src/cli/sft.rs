@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::session::{Session, check_context, dataset, required};
+use super::session::{Session, dataset, required};
 use super::settings::Settings;
 use crate::config::SftConfig;
 use crate::data::encode::{LossOn, SftOptions, encode_sft};
@@ -24,9 +24,8 @@ pub(super) fn run(config: &SftConfig, settings: &Settings) -> Result<PathBuf> {
             .at(model_dir.display().to_string())
             .because("this model has a score head (…ForSequenceClassification)"));
     }
-    check_context(config.epochs.max_length, &loaded.model)?;
-    let options =
-        SftOptions { max_length: config.epochs.max_length, loss_on, append_eos: true, strict: config.run.strict };
+    let max_length = config.epochs.max_length(loaded.model.config().max_positions)?;
+    let options = SftOptions { max_length, loss_on, append_eos: true, strict: config.run.strict };
     let read = |session: &mut Session, role: &str, path: &PathBuf| {
         let rows = session.rows(path)?;
         let encoded = encode_sft(&rows, &loaded.tokenizer, loaded.template.as_ref(), &options);
@@ -39,11 +38,7 @@ pub(super) fn run(config: &SftConfig, settings: &Settings) -> Result<PathBuf> {
         None => Vec::new(),
     };
     let lengths: Vec<usize> = data.iter().map(|e| e.ids.len()).collect();
-    let groups = if config.packing {
-        pack(&lengths, config.epochs.max_length)?
-    } else {
-        (0..data.len()).map(|i| vec![i]).collect()
-    };
+    let groups = if config.packing { pack(&lengths, max_length)? } else { (0..data.len()).map(|i| vec![i]).collect() };
     let Some(mut journal) = session.begin()? else { return Ok(session.output) };
     let model = {
         let mut save = session.saver(Stage::Sft);

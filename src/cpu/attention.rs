@@ -511,3 +511,94 @@ fn gradient_block<T: Real>(
         strip::<T, ROWS>(&mut dvalues[key * wide..], wide, p, &panels.dout[row..], wide, extent, true);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::{Philox, Stage};
+
+    fn random(n: usize, row: u32) -> Vec<f64> {
+        let mut stream = Philox::new(8, Stage::Init, 0, row);
+        (0..n).map(|_| stream.normal()).collect()
+    }
+
+    /// The plain form of one sequence: for each head and query, softmax over the keys up to it, then the mean of values.
+    fn plain(qkv: &[f64], heads: Heads) -> (Vec<f64>, Vec<f64>) {
+        let (size, row) = (heads.size, heads.row());
+        let (mut out, mut lse) = (Vec::new(), Vec::new());
+        for i in 0..qkv.len() / row {
+            for h in 0..heads.heads {
+                let (q, kv) = (&qkv[i * row + h * size..][..size], h / heads.group());
+                let dot = |j: usize| {
+                    let k = &qkv[j * row + heads.key(kv)..][..size];
+                    q.iter().zip(k).map(|(a, b)| a * b).sum::<f64>() / (size as f64).sqrt()
+                };
+                let scores: Vec<f64> = (0..=i).map(dot).collect();
+                let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let sum: f64 = scores.iter().map(|s| (s - largest).exp()).sum();
+                lse.push(largest + sum.ln());
+                out.extend((0..size).map(|d| {
+                    let value = |j: usize| qkv[j * row + heads.value(kv) + d];
+                    scores.iter().enumerate().map(|(j, s)| (s - largest).exp() / sum * value(j)).sum::<f64>()
+                }));
+            }
+        }
+        (out, lse)
+    }
+
+    fn assert_close(what: &str, ours: &[f64], theirs: &[f64]) {
+        assert_eq!(ours.len(), theirs.len(), "{what}");
+        for (a, b) in ours.iter().zip(theirs) {
+            assert!((a - b).abs() < 1e-12, "{what}: {a} {b}");
+        }
+    }
+
+    const SHAPES: [Heads; 4] = [
+        Heads { heads: 1, kv_heads: 1, size: 1 },
+        Heads { heads: 4, kv_heads: 2, size: 5 },
+        Heads { heads: 3, kv_heads: 1, size: 16 },
+        Heads { heads: 2, kv_heads: 2, size: 33 },
+    ];
+
+    #[test]
+    fn agrees_with_the_plain_form() {
+        for heads in SHAPES {
+            let lengths = [1usize, 0, 3, 17, 70];
+            let offsets: Vec<usize> = lengths
+                .iter()
+                .scan(0, |at, n| Some(std::mem::replace(at, *at + n)))
+                .chain([lengths.iter().sum()])
+                .collect();
+            let n = offsets[lengths.len()];
+            let qkv = random(n * heads.row(), heads.size as u32);
+            let (mut out, mut lse) = (vec![f64::NAN; n * heads.heads * heads.size], vec![f64::NAN; n * heads.heads]);
+            forward(&mut out, &mut lse, &qkv, &offsets, heads);
+            let parts = offsets.windows(2).map(|w| plain(&qkv[w[0] * heads.row()..w[1] * heads.row()], heads));
+            let (expected, sums): (Vec<Vec<f64>>, Vec<Vec<f64>>) = parts.unzip();
+            assert_close(&format!("{heads:?}"), &out, &expected.concat());
+            assert_close(&format!("{heads:?} lse"), &lse, &sums.concat());
+        }
+    }
+
+    /// Five tokens, then one, then three against the cache: the same bits as all nine at once.
+    #[test]
+    fn a_cache_changes_no_bit() {
+        for heads in SHAPES {
+            let qkv: Vec<f32> = random(9 * heads.row(), 3).into_iter().map(|x| x as f32).collect();
+            let width = heads.heads * heads.size;
+            let (mut all, mut lse) = (vec![0f32; 9 * width], vec![0f32; 9 * heads.heads]);
+            forward(&mut all, &mut lse, &qkv, &[0, 9], heads);
+            let capacity = padded(9);
+            let mut keys = vec![f32::NAN; 2 * heads.kv_heads * heads.size * capacity];
+            let mut values = vec![0f32; 2 * heads.kv_heads * capacity * padded(heads.size)];
+            for (first, count) in [(0, 5), (5, 1), (6, 3)] {
+                let rows = &qkv[first * heads.row()..(first + count) * heads.row()];
+                let cached = Cached { sequences: &[0, count], slots: &[1], lengths: &[first], capacity };
+                append(&mut keys, &mut values, rows, cached, heads);
+                let mut out = vec![0f32; count * width];
+                forward_cached(&mut out, rows, [&keys, &values], cached, heads);
+                assert_eq!(out, all[first * width..(first + count) * width], "{heads:?} from {first}");
+            }
+        }
+    }
+}

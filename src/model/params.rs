@@ -236,6 +236,17 @@ impl Grads {
         Ok(Self { slots: slots.collect::<Result<_>>()?, flat, layout })
     }
 
+    /// Marks all gradients as written, and makes the named tensor's NaN.
+    #[cfg(test)]
+    pub(crate) fn poison(&self, name: &str) {
+        for slot in &self.slots {
+            slot.claim();
+        }
+        for (part, offset) in self.layout.parts().filter(|(part, _)| part.name == name) {
+            self.flat.view(offset, &part.shape).unwrap().write::<f32>().fill(f32::NAN);
+        }
+    }
+
     /// Forgets all gradients: the next backward pass overwrites.
     pub(crate) fn reset(&self) {
         self.slots.iter().for_each(|slot| slot.reset());

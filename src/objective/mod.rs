@@ -5,3 +5,5 @@ pub(crate) mod advantages;
 pub(crate) mod calibration;
 pub(crate) mod losses;
 pub(crate) mod rewards;
+#[cfg(test)]
+mod tests;

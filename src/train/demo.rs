@@ -36,7 +36,7 @@ struct Plan {
 /// What the bars of the demo are held by.
 const FULL: Plan = Plan {
     demonstrations: 60_000,
-    pairs: 18_000,
+    pairs: 24_000,
     held_out_pairs: 800,
     ppo_batches: 36,
     held_out_prompts: 340,
@@ -285,7 +285,7 @@ fn reinforce(
     (config.loss.learning_rate, config.loss.value_learning_rate) = (4e-4, Some(1e-3));
     (config.loss.num_ppo_epochs, config.loss.vf_coef) = (2, 1.0);
     let rollout = &mut config.rollout;
-    (rollout.response_length, rollout.temperature, rollout.kl_coef) = (RESPONSE_LENGTH, TEMPERATURE, 0.12);
+    (rollout.response_length, rollout.temperature, rollout.kl_coef) = (RESPONSE_LENGTH, TEMPERATURE, 0.16);
     rollout.missing_eos_penalty = Some(1.5);
     let episodes = plan.ppo_batches * config.batch_size();
     config.rollout.total_episodes = Some(episodes);

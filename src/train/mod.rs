@@ -2,6 +2,9 @@
 //! learns, and the order in which rows are visited.
 
 pub mod demo;
+#[cfg(test)]
+#[path = "tests.rs"]
+mod loops;
 pub mod metrics;
 pub mod ppo;
 pub mod reward;

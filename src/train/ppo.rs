@@ -1,5 +1,5 @@
 //! PPO: queries -> responses -> logprobs, ref_logprobs, values -> scores -> rewards -> advantages, returns -> loss ->
-//! gradients -> parameters. The first five fill a [`Rollout`]; the rest repeats for every epoch and minibatch. Nothing
+//! gradients -> parameters. The first five fill a `Rollout`; the rest repeats for every epoch and minibatch. Nothing
 //! flows back but new parameters.
 
 use super::metrics::{Journal, row};
@@ -398,4 +398,31 @@ fn report(
     numbers.push(("episode", ((batch + 1) * batch_size) as f64));
     let rate = ((batch + 1) * batch_size) as f64 / journal.elapsed().max(1e-9);
     journal.log(batch + 1, row(&numbers), row(&[("episodes_per_second", rate), ("seconds", journal.elapsed())]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_breach_of_identity_stops_the_run() {
+        let off = Updated { logp_diff_max: 1e-7, ..Updated::default() };
+        assert_eq!(check_on_policy(&off).unwrap_err().id(), "off-policy");
+        assert!(check_on_policy(&Updated::default()).is_ok());
+        let summary = |same_weights_kl| Summary { kl: 0.0, same_weights_kl, numbers: vec![] };
+        assert_eq!(check_start(&summary(1e-7), 0).unwrap_err().id(), "kl-at-start");
+        assert!(check_start(&summary(0.0), 0).is_ok() && check_start(&summary(1.0), 1).is_ok());
+    }
+
+    #[test]
+    fn batches_are_always_full() {
+        let mut order = Order::new(5, 3, 1);
+        let mut seen = [0; 5];
+        for _ in 0..5 {
+            let batch = order.next();
+            assert_eq!(batch.len(), 3);
+            batch.iter().for_each(|row| seen[*row] += 1);
+        }
+        assert_eq!(seen, [3; 5]);
+    }
 }

@@ -43,7 +43,7 @@ fn sharded(room: &Room) {
 }
 
 #[test]
-fn files_that_are_not_whole() {
+fn directories_without_weights() {
     check(&[
         case(
             "no weights",
@@ -76,6 +76,12 @@ fn files_that_are_not_whole() {
             "weights-missing",
             &["adapter_model.safetensors", "merge"],
         ),
+    ]);
+}
+
+#[test]
+fn files_that_are_cut() {
+    check(&[
         case(
             "half of the file",
             |room| {
@@ -182,7 +188,7 @@ fn headers_that_lie() {
 }
 
 #[test]
-fn tensors_that_cannot_be_used() {
+fn tensors_that_are_missing() {
     check(&[
         case(
             "a missing tensor, sft",
@@ -225,6 +231,12 @@ fn tensors_that_cannot_be_used() {
             "weights-missing-tensor",
             &["\"score.weight\"", "where: reward\n"],
         ),
+    ]);
+}
+
+#[test]
+fn tensors_that_cannot_be_used() {
+    check(&[
         case(
             "a wrong shape",
             |room| {

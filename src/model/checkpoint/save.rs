@@ -199,8 +199,8 @@ fn shards(tensors: &[TensorSpec], dtype: StoredDtype, bytes_max: u64) -> Result<
 /// # Errors
 /// `model-link`, `model-file`; input and output errors.
 pub(crate) fn check_copied(source: &Path) -> Result<()> {
-    let names = TOKENIZER_FILES.iter().chain(&["generation_config.json"]);
-    names.map(|name| model_file(source, name).map(|_| ())).collect()
+    let mut names = TOKENIZER_FILES.iter().chain(&["generation_config.json"]);
+    names.try_for_each(|name| model_file(source, name).map(|_| ()))
 }
 
 /// Copies a file of the source, if it has it.
