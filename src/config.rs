@@ -52,9 +52,6 @@ pub struct RunArgs {
     /// Training data, JSONL or Parquet, in TRL's columns
     #[arg(long, value_name = "FILE")]
     pub dataset: Option<PathBuf>,
-    /// Held-out data of the same kind
-    #[arg(long, value_name = "FILE")]
-    pub eval_dataset: Option<PathBuf>,
     /// Where everything is written; must not exist, or be empty
     #[arg(long, value_name = "DIR")]
     pub output_dir: Option<PathBuf>,
@@ -70,20 +67,20 @@ pub struct RunArgs {
     /// Optimizer steps (PPO: batches) between two rows of metrics.jsonl [TRL: 10; PPO 1]
     #[arg(long, value_parser = at_least_one())]
     pub logging_steps: Option<usize>,
-    /// Optimizer steps between two evaluations; without it only at the end
-    #[arg(long, value_parser = at_least_one())]
-    pub eval_steps: Option<usize>,
     /// Optimizer steps between two saves of the model under checkpoints/; without it only at the end
     #[arg(long, value_parser = at_least_one())]
     pub save_steps: Option<usize>,
     /// Make any loss of data (a dropped row, a cut token) an error that names the row
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(default_value_t = false, action = clap::ArgAction::Set)]
     pub strict: bool,
     /// Print what would be done, and stop
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(default_value_t = false, action = clap::ArgAction::Set)]
     pub dry_run: bool,
     /// Print errors only
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(default_value_t = false, action = clap::ArgAction::Set)]
     pub quiet: bool,
 }
 
@@ -91,6 +88,25 @@ impl RunArgs {
     /// Whether the row of step number `step` (from 1) of `total` is written, every `usual` steps where nothing is said.
     pub(crate) fn logs(&self, step: usize, total: usize, usual: usize) -> bool {
         step.is_multiple_of(self.logging_steps.unwrap_or(usual)) || step == total
+    }
+}
+
+/// Held-out data; PPO has none, because its prompts have no answers to compare with.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Evaluation")]
+pub struct EvalArgs {
+    /// Held-out data of the same kind
+    #[arg(long, value_name = "FILE")]
+    pub eval_dataset: Option<PathBuf>,
+    /// Optimizer steps between two evaluations; without it only at the end
+    #[arg(long, value_parser = at_least_one())]
+    pub eval_steps: Option<usize>,
+}
+
+impl EvalArgs {
+    /// Whether step number `step` (from 1) of `total` is followed by an evaluation.
+    pub(crate) fn due(&self, step: usize, total: usize) -> bool {
+        self.eval_steps.is_some_and(|n| step.is_multiple_of(n)) || step == total
     }
 }
 
@@ -185,6 +201,9 @@ pub struct SftConfig {
     pub run: RunArgs,
     #[command(flatten)]
     #[allow(missing_docs)]
+    pub eval: EvalArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
     pub optimizer: OptimizerArgs,
     #[command(flatten)]
     #[allow(missing_docs)]
@@ -196,10 +215,12 @@ pub struct SftConfig {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub completion_only_loss: Option<bool>,
     /// Loss on the assistant's turns only, for conversations [TRL: false]
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(default_value_t = false, action = clap::ArgAction::Set)]
     pub assistant_only_loss: bool,
     /// Put several examples into one row of max_length, attention kept inside each [TRL: false]
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(default_value_t = false, action = clap::ArgAction::Set)]
     pub packing: bool,
 }
 
@@ -209,6 +230,9 @@ pub struct RewardConfig {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub run: RunArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub eval: EvalArgs,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub optimizer: OptimizerArgs,
@@ -275,13 +299,14 @@ pub struct RolloutArgs {
     #[arg(long, default_value_t = 1.0, value_parser = share)]
     pub top_p: f64,
     /// Subtracted from the score of a response without EOS [TRL: none]
-    #[arg(long)]
+    #[arg(long, value_parser = not_negative)]
     pub missing_eos_penalty: Option<f64>,
     /// Scores are cut to plus and minus this [TRL: none]
     #[arg(long, value_parser = positive)]
     pub score_clip: Option<f64>,
     /// Shift and scale scores by the mean and deviation that the reward model had on reference completions [N+: shift]
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(default_value_t = false, action = clap::ArgAction::Set)]
     pub normalize_reward: bool,
     /// Price of each nat of KL to the reference [TRL: 0.05]
     #[arg(long, default_value_t = 0.05, value_parser = not_negative)]
@@ -302,7 +327,8 @@ pub struct RolloutArgs {
     #[arg(long, default_value_t = 0.95, value_parser = share)]
     pub lam: f64,
     /// Scale rewards to unit variance, their mean kept [TRL: false]
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(default_value_t = false, action = clap::ArgAction::Set)]
     pub whiten_rewards: bool,
 }
 
@@ -329,7 +355,7 @@ pub struct PpoLossArgs {
     #[arg(long, value_parser = positive)]
     pub cliprange_high: Option<f64>,
     /// Where an advantage is negative, the loss is at most this times its size; above 1 [off; verl: 3]
-    #[arg(long, value_parser = positive)]
+    #[arg(long, value_parser = above_one)]
     pub dual_clip: Option<f64>,
     /// Values move at most this far from the rollout's [TRL: 0.2]
     #[arg(long, default_value_t = 0.2, value_parser = positive)]
@@ -369,6 +395,10 @@ fn number(text: &str, holds: impl Fn(f64) -> bool, wanted: &str) -> std::result:
 
 pub(crate) fn positive(text: &str) -> std::result::Result<f64, String> {
     number(text, |x| x > 0.0, "above 0")
+}
+
+fn above_one(text: &str) -> std::result::Result<f64, String> {
+    number(text, |x| x > 1.0, "above 1")
 }
 
 pub(crate) fn not_negative(text: &str) -> std::result::Result<f64, String> {

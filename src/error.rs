@@ -70,6 +70,7 @@ impl Error {
         use std::io::ErrorKind;
         let (code, id, fix) = match error.kind() {
             ErrorKind::NotFound => (Code::Input, "file-missing", "check the path"),
+            ErrorKind::IsADirectory | ErrorKind::NotADirectory => (Code::Input, "file-kind", "check the path"),
             ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
                 (Code::Resources, "file-permission", "check the permissions of the file and of its directory")
             }

@@ -1,11 +1,12 @@
 //! `rlhf demo`: the embedded job. Needs nothing but this binary.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
+use super::session::claim;
 use crate::device::Device;
-use crate::disk::{self, Existing};
 use crate::error::Result;
 use crate::train::demo::{self, DemoOptions};
 use crate::train::metrics::Journal;
@@ -41,13 +42,13 @@ impl DemoArgs {
 pub(super) fn run(args: &DemoArgs) -> Result<()> {
     let device = Device::parse(&args.device)?;
     let dir = args.output_dir.clone().unwrap_or_else(free_name);
-    disk::create_output_dir(&dir, Existing::Refuse)?;
-    let _lock = disk::lock(&dir)?;
+    let _lock = claim(&dir)?;
     let mut journal = Journal::new(&dir, args.quiet)?;
     let options = DemoOptions { seed: args.seed, quick: args.quick, device };
     let summary = demo::run(&options, &dir, &mut journal)?;
     if !args.quiet {
-        println!("{}", tell(&summary, &dir));
+        // As `train::metrics::tell`: a reader that has gone away is no failure.
+        let _ = writeln!(std::io::stdout(), "{}", tell(&summary, &dir));
     }
     Ok(())
 }
@@ -61,6 +62,7 @@ fn free_name() -> PathBuf {
 /// The summary in words.
 fn tell(summary: &Map<String, Value>, dir: &Path) -> String {
     let get = |name: &str| summary.get(name).and_then(Value::as_f64).unwrap_or(f64::NAN);
+    let share = |name: &str| format!("{:.0} %", 100.0 * get(name));
     let part = |model: &str, name: &str| summary[model].get(name).and_then(Value::as_f64).unwrap_or(f64::NAN);
     let mut lines = vec![
         String::new(),
@@ -87,9 +89,18 @@ fn tell(summary: &Map<String, Value>, dir: &Path) -> String {
     }
     lines.extend([
         String::new(),
-        format!("  PPO's answer is preferred over SFT's in {:.0} % of held-out prompts ({:.0} % with greedy decoding).", 100.0 * get("win_rate"), 100.0 * get("win_rate_greedy")),
-        format!("  The reward model orders {:.0} % of held-out pairs as the judge does.", 100.0 * get("reward_accuracy")),
-        format!("  PPO moved {:.2} nats an answer away from SFT; {:.0} % of its answers ended by themselves, {:.0} % are different from each other.", get("kl"), 100.0 * get("eos_share"), 100.0 * get("distinct_share")),
+        format!(
+            "  PPO's answer is preferred over SFT's in {} of held-out prompts ({} with greedy decoding).",
+            share("win_rate"),
+            share("win_rate_greedy")
+        ),
+        format!("  The reward model orders {} of held-out pairs as the judge does.", share("reward_accuracy")),
+        format!(
+            "  PPO moved {:.2} nats an answer away from SFT; {} of its answers ended by themselves, {} are different.",
+            get("kl"),
+            share("eos_share"),
+            share("distinct_share")
+        ),
     ]);
     lines.extend(examples(dir));
     let seconds = summary.get("seconds").cloned().unwrap_or(json!({}));

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::session::Loaded;
+use super::session::{Loaded, every_row, refuse_input};
 use crate::data::encode::{PromptOptions, encode_prompts};
 use crate::data::records::read_rows;
 use crate::device::Device;
@@ -46,11 +46,21 @@ pub(super) struct GenerateArgs {
     device: String,
 }
 
+/// The advice of [`encode_prompts`], which speaks of PPO's option.
+fn in_words_of_this(error: Error) -> Error {
+    match error.id() {
+        "prompt-too-long" => error.fix("shorten or remove these prompts, or lower --max-new-tokens"),
+        "response-length" => error.fix("lower --max-new-tokens"),
+        _ => error,
+    }
+}
+
 /// Prompts answered between two writes.
 const BATCH: usize = 64;
 
 /// Answers all prompts.
 pub(super) fn run(args: &GenerateArgs) -> Result<()> {
+    refuse_input(&args.output, &args.prompts)?;
     let loaded = Loaded::read(&Device::parse(&args.device)?, &args.model_name_or_path)?;
     if loaded.model.config().head != Head::Language {
         return Err(Error::input("not-a-language-model", "only a language model generates")
@@ -63,7 +73,8 @@ pub(super) fn run(args: &GenerateArgs) -> Result<()> {
         strict: true,
     };
     let rows = read_rows(&args.prompts)?;
-    let prompts = encode_prompts(&rows, &loaded.tokenizer, loaded.template.as_ref(), &options)?.examples;
+    let encoded = encode_prompts(&rows, &loaded.tokenizer, loaded.template.as_ref(), &options);
+    let prompts = encoded.map_err(|error| in_words_of_this(every_row(error)))?.examples;
     let stop = loaded.stop_tokens()?;
     let weights = loaded.model.frozen()?;
     write_file_with(&args.output, |file| {

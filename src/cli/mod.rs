@@ -1,5 +1,5 @@
-//! The command line: one file a subcommand, each of which parses, checks, and calls one function. Options may stand in a
-//! TOML file given by `--config`, under the same names; the command line wins.
+//! The command line: one file a subcommand, each of which parses, checks, and calls one function. Options may stand in
+//! a TOML file given by `--config`, under the same names; the command line wins.
 
 mod demo;
 mod generate;
@@ -19,6 +19,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::{PpoConfig, RewardConfig, SftConfig};
 use crate::error::Result;
+use crate::train::metrics::tell;
 use settings::Settings;
 
 /// Align language models with human preferences: supervised fine-tuning, reward model, PPO.
@@ -67,31 +68,31 @@ struct FromFile<T: clap::Args> {
     stage: T,
 }
 
-/// Commands to copy.
+/// Commands to copy: of at most 100 columns, where help is wrapped.
 mod examples {
     pub(super) const SFT: &str = "Examples:\n  \
         rlhf sft --model-name-or-path ./gpt2 --dataset demos.jsonl --output-dir out/sft\n  \
         rlhf sft --config sft.toml --learning-rate 1e-5 --dry-run\n  \
-        rlhf sft --model-name-or-path ./qwen --dataset chats.parquet --assistant-only-loss --packing --output-dir out/sft";
+        rlhf sft --model-name-or-path ./qwen --dataset chats.parquet --packing --output-dir out/sft";
     pub(super) const REWARD: &str = "Examples:\n  \
         rlhf reward --model-name-or-path out/sft --dataset preferences.jsonl --output-dir out/reward\n  \
         rlhf reward --config reward.toml --eval-dataset held_out.jsonl --eval-steps 50\n  \
-        rlhf reward --model-name-or-path out/sft --dataset pairs.parquet --center-rewards-coefficient 0.01 --output-dir out/reward";
+        rlhf reward --config reward.toml --dataset pairs.parquet --center-rewards-coefficient 0.01";
     pub(super) const PPO: &str = "Examples:\n  \
-        rlhf ppo --sft-model-path out/sft --reward-model-path out/reward --dataset prompts.jsonl --output-dir out/ppo\n  \
+        rlhf ppo --sft-model-path sft --reward-model-path reward --dataset prompts.jsonl --output-dir ppo\n  \
         rlhf ppo --config ppo.toml --kl-coef 0.1 --total-episodes 10000\n  \
         rlhf ppo --config ppo.toml --missing-eos-penalty 1.0 --num-mini-batches 4 --dry-run";
-    pub(super) const RUN: &str = "The file has keys that all stages share at the top, and tables [sft], [reward], [ppo] with \
-        the options of each.\n\nExamples:\n  rlhf run --config run.toml\n  rlhf run --config run.toml --dry-run\n  \
+    pub(super) const RUN: &str = "The file has keys that all stages share at the top, and tables [sft], [reward], [ppo] \
+        with the options of each.\n\nExamples:\n  rlhf run --config run.toml\n  rlhf run --config run.toml --dry-run\n  \
         rlhf run --config run.toml --output-dir out/second --seed 7";
     pub(super) const GENERATE: &str = "Examples:\n  \
         rlhf generate --model-name-or-path out/ppo --prompts prompts.jsonl --output answers.jsonl\n  \
-        rlhf generate --model-name-or-path out/ppo --prompts prompts.jsonl --temperature 0 --output greedy.jsonl\n  \
-        rlhf generate --model-name-or-path ./gpt2 --prompts p.jsonl --max-new-tokens 200 --top-p 0.9 --output a.jsonl";
+        rlhf generate --model-name-or-path out/ppo --prompts p.jsonl --temperature 0 --output a.jsonl\n  \
+        rlhf generate --model-name-or-path ./gpt2 --prompts p.jsonl --top-p 0.9 --output a.jsonl";
     pub(super) const SCORE: &str = "Examples:\n  \
         rlhf score --model-name-or-path out/sft --dataset completions.jsonl --output logprobs.jsonl\n  \
         rlhf score --model-name-or-path out/reward --dataset answers.jsonl --output scores.jsonl\n  \
-        rlhf score --model-name-or-path ./gpt2 --dataset texts.jsonl --temperature 0.7 --output logprobs.jsonl";
+        rlhf score --model-name-or-path ./gpt2 --dataset texts.jsonl --temperature 0.7 --output l.jsonl";
 }
 
 /// Runs the command line `args` (the program's name first); returns the exit code.
@@ -102,7 +103,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     match rayon::scope(|_| dispatch(args)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            tell(&format!("error: {error}"));
             ExitCode::from(error.code() as u8)
         }
     }

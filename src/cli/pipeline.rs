@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use super::session::{refuse_existing, required};
+use super::session::{dataset, refuse_existing, required};
 use super::settings::{Settings, Table, read_file, resolve};
 use super::{ppo, reward, sft};
 use crate::config::{PpoConfig, RewardConfig, SftConfig};
@@ -44,9 +44,13 @@ pub(super) fn run(args: &PipelineArgs) -> Result<()> {
         plan.stage::<RewardConfig>("reward", &[("model_name_or_path", base("sft"))])?;
     let models = [("sft_model_path", base("sft")), ("reward_model_path", base("reward"))];
     let (ppo_config, ppo_settings) = plan.stage::<PpoConfig>("ppo", &models)?;
-    for (config, stage) in [(&sft_config.run, "sft"), (&reward_config.run, "reward"), (&ppo_config.run, "ppo")] {
-        required(config.dataset.as_ref(), "dataset")
-            .map_err(|e| e.at(format!("[{stage}] of {}", args.config.display())))?;
+    let stages = [
+        (&sft_config.run, Some(&sft_config.eval), "sft"),
+        (&reward_config.run, Some(&reward_config.eval), "reward"),
+        (&ppo_config.run, None, "ppo"),
+    ];
+    for (config, eval, stage) in stages {
+        dataset(config, eval).map_err(|e| e.at_if_unplaced(format!("[{stage}] of {}", args.config.display())))?;
         refuse_existing(&plan.output.join(stage))?;
     }
     sft::run(&sft_config, &sft_settings)?;
@@ -109,8 +113,8 @@ impl Plan {
         Ok(Self { path: args.config.clone(), output, shared, stages, given })
     }
 
-    /// A stage's options: the models that earlier stages wrote, the shared keys that this stage knows, its own table, the
-    /// command line.
+    /// A stage's options: the models that earlier stages wrote, the shared keys that this stage knows, its own table,
+    /// the command line.
     fn stage<T: clap::Args>(&self, stage: &'static str, models: &[(&str, String)]) -> Result<(T, Settings)> {
         let names = long_names::<T>();
         let mut first = Table::new();
@@ -132,6 +136,12 @@ impl Plan {
                 return Err(error.at(self.path.display().to_string()));
             }
         };
+        if own.keys().any(|key| key.replace('-', "_") == "output_dir") {
+            return Err(Error::usage("config-value", "a stage has no `output_dir` of its own")
+                .at(format!("[{stage}] of {}", self.path.display()))
+                .because(format!("it writes to {}", self.output.join(stage).display()))
+                .fix("set `output_dir` at the top of the file"));
+        }
         let mut given = self.given.clone();
         given.push(OsString::from(format!("--output-dir={}", self.output.join(stage).display())));
         let path = |table| (Some(self.path.clone()), table);

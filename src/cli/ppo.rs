@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::reward::STATISTICS;
-use super::session::{Session, required};
+use super::session::{Loaded, Session, dataset, required};
 use super::settings::Settings;
 use crate::config::PpoConfig;
 use crate::data::encode::{PromptOptions, encode_prompts};
@@ -15,22 +15,31 @@ use crate::train::ppo::Start;
 
 /// Trains, and returns the directory of the result.
 pub(super) fn run(config: &PpoConfig, settings: &Settings) -> Result<PathBuf> {
-    let mut session = Session::open(&config.run, settings)?;
-    let policy_dir = config.models.sft_model_path.as_ref().or(config.run.model_name_or_path.as_ref());
-    let loaded = session.load("sft_model", required(policy_dir, "sft-model-path")?)?;
+    let policy_dir = match (&config.models.sft_model_path, &config.run.model_name_or_path) {
+        (Some(a), Some(b)) if a != b => {
+            return Err(Error::usage("model-twice", "--sft-model-path and --model-name-or-path name two policies")
+                .because("both mean the policy to start from")
+                .fix("give one of them"));
+        }
+        (sft, same) => required(sft.as_ref().or(same.as_ref()), "sft-model-path")?,
+    };
     let reward_dir = required(config.models.reward_model_path.as_ref(), "reward-model-path")?;
+    let dataset = dataset(&config.run, None)?;
+    let mut session = Session::open(&config.run, settings)?;
+    let loaded = session.load("sft_model", policy_dir)?;
     let mut reward = session.load("reward_model", reward_dir)?;
-    check_heads(loaded.model.config().head, reward.model.config().head)?;
+    check_heads([&loaded, &reward].map(|l| l.model.config().head), [policy_dir, reward_dir])?;
     check_same_tokens(&loaded, &reward, reward_dir)?;
     let rollout = &config.rollout;
     let context = loaded.model.config().max_positions.min(reward.model.config().max_positions);
     let options = PromptOptions { context, response_length: rollout.response_length, strict: config.run.strict };
-    let rows = session.rows(required(config.run.dataset.as_ref(), "dataset")?)?;
-    let encoded = encode_prompts(&rows, &loaded.tokenizer, loaded.template.as_ref(), &options)?;
+    let at_dataset = |e: Error| e.at_if_unplaced(dataset.display().to_string());
+    let rows = session.rows(dataset)?;
+    let encoded = encode_prompts(&rows, &loaded.tokenizer, loaded.template.as_ref(), &options).map_err(at_dataset)?;
     let prompts = session.account("dataset", encoded);
     let stop = loaded.stop_tokens()?;
     let normalize = if rollout.normalize_reward { Some(read_statistics(reward_dir)?) } else { None };
-    train::ppo::check_prompts(&prompts, config.batch_size())?;
+    train::ppo::check_prompts(&prompts, config.batch_size()).map_err(at_dataset)?;
     session.say(&format!(
         "{} batches of {} episodes, {} optimizer steps each",
         train::ppo::total_batches(config, prompts.len()),
@@ -53,13 +62,15 @@ pub(super) fn run(config: &PpoConfig, settings: &Settings) -> Result<PathBuf> {
     Ok(dir)
 }
 
-fn check_heads(policy: Head, reward: Head) -> Result<()> {
+fn check_heads([policy, reward]: [Head; 2], [policy_dir, reward_dir]: [&Path; 2]) -> Result<()> {
     if policy != Head::Language {
         return Err(Error::input("not-a-language-model", "the policy needs a language-model head")
+            .at(policy_dir.display().to_string())
             .because("--sft-model-path is a model with a score head"));
     }
     if reward != Head::Score {
         return Err(Error::input("not-a-reward-model", "the reward model needs a score head")
+            .at(reward_dir.display().to_string())
             .because("--reward-model-path is a language model")
             .fix("train one with `rlhf reward`, or give a …ForSequenceClassification model with one label"));
     }
@@ -67,10 +78,18 @@ fn check_heads(policy: Head, reward: Head) -> Result<()> {
 }
 
 /// The reward model reads the policy's tokens as they are, so both must mean the same by them.
-fn check_same_tokens(policy: &super::session::Loaded, reward: &super::session::Loaded, dir: &Path) -> Result<()> {
+fn check_same_tokens(policy: &Loaded, reward: &Loaded, dir: &Path) -> Result<()> {
     let probe = |tokenizer: &crate::data::tokenizer::Tokenizer| {
         (0..tokenizer.vocab_size() as i32).map(|id| tokenizer.id_to_token(id)).collect::<Vec<_>>()
     };
+    let rows = |loaded: &Loaded| loaded.model.config().vocab_size;
+    if rows(policy) > rows(reward) {
+        // Embeddings are often longer than the vocabulary, and a policy can sample any of their rows.
+        let what = format!("the policy can emit {} tokens, and the reward model knows {}", rows(policy), rows(reward));
+        return Err(Error::input("vocabulary-too-small", what)
+            .at(dir.display().to_string())
+            .fix("train the reward model from the same base model as the policy"));
+    }
     if probe(&policy.tokenizer) == probe(&reward.tokenizer) {
         return Ok(());
     }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::session::{Session, required};
+use super::session::{Session, dataset, required};
 use super::settings::Settings;
 use crate::config::RewardConfig;
 use crate::data::encode::{PairExample, PairOptions, encode_pairs};
@@ -20,17 +20,20 @@ pub(super) const STATISTICS: &str = "reward_statistics.json";
 
 /// Trains, and returns the directory of the result.
 pub(super) fn run(config: &RewardConfig, settings: &Settings) -> Result<PathBuf> {
+    let model_dir = required(config.run.model_name_or_path.as_ref(), "model-name-or-path")?;
+    let dataset = dataset(&config.run, Some(&config.eval))?;
     let mut session = Session::open(&config.run, settings)?;
-    let loaded = session.load("model", required(config.run.model_name_or_path.as_ref(), "model-name-or-path")?)?;
+    let loaded = session.load("model", model_dir)?;
     let max_length = config.epochs.max_length(loaded.model.config().max_positions)?;
     let options = PairOptions { max_length, strict: config.run.strict };
     let read = |session: &mut Session, role: &str, path: &PathBuf| {
         let rows = session.rows(path)?;
-        let encoded = encode_pairs(&rows, &loaded.tokenizer, loaded.template.as_ref(), &options)?;
+        let encoded = encode_pairs(&rows, &loaded.tokenizer, loaded.template.as_ref(), &options);
+        let encoded = encoded.map_err(|e| e.at_if_unplaced(path.display().to_string()))?;
         Ok::<_, Error>(session.account(role, encoded))
     };
-    let data = read(&mut session, "dataset", required(config.run.dataset.as_ref(), "dataset")?)?;
-    let eval = match &config.run.eval_dataset {
+    let data = read(&mut session, "dataset", dataset)?;
+    let eval = match &config.eval.eval_dataset {
         Some(path) => read(&mut session, "eval_dataset", path)?,
         None => Vec::new(),
     };

@@ -1,11 +1,11 @@
-//! `rlhf score`: for a language model the log-probability of every token of a completion, for a reward model one score a
-//! row; one JSON row for every row of the input.
+//! `rlhf score`: for a language model the log-probability of every token of a completion, for a reward model one score
+//! a row; one JSON row for every row of the input.
 
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use super::session::Loaded;
+use super::session::{Loaded, every_row, refuse_input};
 use crate::data::encode::{LossOn, SftExample, SftOptions, encode_sft};
 use crate::data::records::{Row, read_rows};
 use crate::device::Device;
@@ -37,16 +37,19 @@ pub(super) struct ScoreArgs {
 
 /// Scores all rows.
 pub(super) fn run(args: &ScoreArgs) -> Result<()> {
+    refuse_input(&args.output, &args.dataset)?;
     let loaded = Loaded::read(&Device::parse(&args.device)?, &args.model_name_or_path)?;
     let rows = read_rows(&args.dataset)?;
     let reward = loaded.model.config().head == Head::Score;
     let examples: Vec<SftExample> = rows.iter().map(|row| encode(row, &loaded, reward)).collect::<Result<_>>()?;
-    let lines = if reward { scores(&loaded, examples)? } else { logprobs(&loaded, &examples, args.temperature)? };
-    write_file_with(&args.output, |file| lines.iter().try_for_each(|line| file.write(format!("{line}\n").as_bytes())))
+    write_file_with(&args.output, |file| {
+        let lines = if reward { scores(&loaded, examples)? } else { logprobs(&loaded, &examples, args.temperature)? };
+        lines.iter().try_for_each(|line| file.write(format!("{line}\n").as_bytes()))
+    })
 }
 
-/// One row alone, so that every row has its line: what training would drop or cut is an error here. A reward model reads
-/// the end-of-sequence token that it was trained to score at; a language model reads the text as it is written.
+/// One row alone, so that every row has its line: what training would drop or cut is an error here. A reward model
+/// reads the end-of-sequence token that it was trained to score at; a language model reads the text as it is written.
 fn encode(row: &Row, loaded: &Loaded, reward: bool) -> Result<SftExample> {
     let options = SftOptions {
         max_length: loaded.model.config().max_positions,
@@ -54,8 +57,9 @@ fn encode(row: &Row, loaded: &Loaded, reward: bool) -> Result<SftExample> {
         append_eos: reward,
         strict: true,
     };
-    let encoded = encode_sft(std::slice::from_ref(row), &loaded.tokenizer, loaded.template.as_ref(), &options)?;
+    let encoded = encode_sft(std::slice::from_ref(row), &loaded.tokenizer, loaded.template.as_ref(), &options);
     encoded
+        .map_err(every_row)?
         .examples
         .into_iter()
         .next()
@@ -82,7 +86,8 @@ fn logprobs(loaded: &Loaded, examples: &[SftExample], temperature: f64) -> Resul
             let n = example.is_target.iter().skip(1).filter(|t| **t).count();
             let logprobs = &all[at..at + n];
             let sum: f64 = logprobs.iter().map(|l| f64::from(*l)).sum();
-            lines.push(json!({ "index": lines.len(), "tokens": &targets[at..at + n], "logprobs": logprobs, "sum_logprob": sum }));
+            let tokens = &targets[at..at + n];
+            lines.push(json!({ "index": lines.len(), "tokens": tokens, "logprobs": logprobs, "sum_logprob": sum }));
             at += n;
         }
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use super::settings::Settings;
-use crate::config::{ComputeDType, RunArgs};
+use crate::config::{ComputeDType, EvalArgs, RunArgs};
 use crate::data::encode::Encoded;
 use crate::data::ledger::Ledger;
 use crate::data::records::{Row, read_rows};
@@ -17,7 +17,8 @@ use crate::disk::{self, DirLock, Existing};
 use crate::error::{Code, Error, Result};
 use crate::model::Model;
 use crate::model::card::{Card, Stage};
-use crate::train::metrics::Journal;
+use crate::model::config::model_file;
+use crate::train::metrics::{Journal, tell};
 
 /// A run in its output directory.
 pub(super) struct Session {
@@ -45,10 +46,7 @@ impl Session {
             refuse_existing(&output)?;
             None
         } else {
-            disk::create_output_dir(&output, Existing::Refuse)?;
-            let lock = disk::lock(&output)?;
-            disk::remove_leftovers(&output)?;
-            Some(lock)
+            Some(claim(&output)?)
         };
         let session = Self {
             device,
@@ -71,7 +69,7 @@ impl Session {
     /// A line for the person who watches.
     pub(super) fn say(&self, line: &str) {
         if !self.quiet {
-            eprintln!("{line}");
+            tell(line);
         }
     }
 
@@ -180,6 +178,7 @@ pub(super) struct Loaded {
 impl Loaded {
     /// Reads model, tokenizer and template, and checks that they fit together.
     pub(super) fn read(device: &Device, dir: &Path) -> Result<Self> {
+        check_directory(dir)?;
         let tokenizer = Tokenizer::load(dir)?;
         let template = ChatTemplate::load(dir, &tokenizer)?;
         let model = Model::load(device, dir)?;
@@ -195,11 +194,22 @@ impl Loaded {
         stop.extend(self.model.config().eos_token_ids.iter().filter(|id| !self.tokenizer.eos_token_ids().contains(id)));
         if stop.is_empty() {
             return Err(Error::input("eos-missing", "the model has no end-of-sequence token")
+                .at(self.model.source().map_or_else(String::new, |dir| dir.display().to_string()))
                 .because("a response could never end by itself")
                 .fix("set `eos_token_id` in generation_config.json"));
         }
         Ok(stop)
     }
+}
+
+/// Creates the output directory and takes it; one that holds files is refused. The lock comes first: of two processes
+/// the second learns of the first, and neither can slip in between the other's look and its lock.
+pub(super) fn claim(dir: &Path) -> Result<DirLock> {
+    disk::create_output_dir(dir, Existing::Reuse)?;
+    let lock = disk::lock(dir)?;
+    disk::create_output_dir(dir, Existing::Refuse)?;
+    disk::remove_leftovers(dir)?;
+    Ok(lock)
 }
 
 /// An option that this command cannot do without.
@@ -210,13 +220,61 @@ pub(super) fn required<'a, T>(value: Option<&'a T>, name: &str) -> Result<&'a T>
     })
 }
 
+/// The training data, after a look at what can be known before a model is read: files that are not there, and an
+/// `--eval-steps` without anything to evaluate on.
+pub(super) fn dataset<'a>(run: &'a RunArgs, eval: Option<&EvalArgs>) -> Result<&'a PathBuf> {
+    let dataset = required(run.dataset.as_ref(), "dataset")?;
+    let held_out = eval.and_then(|eval| eval.eval_dataset.as_ref());
+    for path in [Some(dataset), held_out].into_iter().flatten() {
+        std::fs::metadata(path).map_err(|e| Error::io("looking for the data set", path, &e))?;
+    }
+    if held_out.is_none() && eval.is_some_and(|eval| eval.eval_steps.is_some()) {
+        return Err(Error::usage("eval-without-data", "`--eval-steps` needs an `--eval-dataset`")
+            .fix("give --eval-dataset, or leave --eval-steps out"));
+    }
+    Ok(dataset)
+}
+
+/// An error where `output` is the `input` itself, which would be replaced by it.
+pub(super) fn refuse_input(output: &Path, input: &Path) -> Result<()> {
+    if output.canonicalize().is_ok_and(|output| input.canonicalize().is_ok_and(|input| input == output)) {
+        return Err(Error::usage("output-is-input", "the output would replace the input")
+            .at(output.display().to_string())
+            .fix("choose another --output"));
+    }
+    Ok(())
+}
+
+/// What [`crate::data::encode`] refuses under `strict`, in the words of a command that has no such option.
+pub(super) fn every_row(error: Error) -> Error {
+    if !error.id().starts_with("strict-") {
+        return error;
+    }
+    error.because("every row gets its line, so none is dropped or cut").fix("correct or remove the row")
+}
+
 /// The refusal of [`disk::create_output_dir`] without creating anything.
 pub(super) fn refuse_existing(path: &Path) -> Result<()> {
+    if path.exists() && !path.is_dir() {
+        return disk::create_output_dir(path, Existing::Refuse);
+    }
     let holds_files = std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some());
     if holds_files {
         return Err(Error::usage("output-exists", "the output directory is not empty")
             .at(path.display().to_string())
-            .fix("choose another --output-dir, or move the old one away"));
+            .because("another run's files would be overwritten")
+            .fix("choose another output directory, or move this one away"));
     }
     Ok(())
+}
+
+/// A name of a model that is not a directory: the commonest mistake is to give one of the Hugging Face hub.
+fn check_directory(dir: &Path) -> Result<()> {
+    if dir.exists() {
+        return model_file(dir, "config.json").map(|_| ());
+    }
+    Err(Error::input("model-missing", "there is no such model directory")
+        .at(dir.display().to_string())
+        .because("a model is read from disk; nothing is downloaded")
+        .fix("check the path, or download the model first (`hf download NAME --local-dir DIR`)"))
 }

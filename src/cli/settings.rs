@@ -44,7 +44,7 @@ pub(super) fn read_file(path: &Path) -> Result<Table> {
         Error::usage("config-utf8", "the configuration is not UTF-8").at(place()).because(e.to_string())
     })?;
     text.parse::<Table>().map_err(|e| {
-        let line = e.span().map_or(0, |span| text[..span.start.min(text.len())].lines().count().max(1));
+        let line = 1 + e.span().map_or(0, |span| text.bytes().take(span.start).filter(|b| *b == b'\n').count());
         Error::usage("config-toml", "the configuration is not TOML")
             .at(format!("{}:{line}", place()))
             .because(e.message().to_owned())
@@ -116,7 +116,7 @@ fn words(option: &str, value: &toml::Value, path: Option<&Path>) -> Result<Vec<O
         toml::Value::Float(x) => x.to_string(),
         toml::Value::Boolean(b) => b.to_string(),
         other => {
-            let what = format!("`{}` is a {}, not one value", option.replace('-', "_"), other.type_str());
+            let what = format!("`{}` is not one value but a TOML {}", option.replace('-', "_"), other.type_str());
             let error = Error::usage("config-value", what);
             return Err(path.map_or(error.clone(), |p| error.at(p.display().to_string())));
         }

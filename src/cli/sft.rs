@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::session::{Session, required};
+use super::session::{Session, dataset, required};
 use super::settings::Settings;
 use crate::config::SftConfig;
 use crate::data::encode::{LossOn, SftOptions, encode_sft};
@@ -14,21 +14,26 @@ use crate::train;
 
 /// Trains, and returns the directory of the result.
 pub(super) fn run(config: &SftConfig, settings: &Settings) -> Result<PathBuf> {
+    let model_dir = required(config.run.model_name_or_path.as_ref(), "model-name-or-path")?;
+    let dataset = dataset(&config.run, Some(&config.eval))?;
+    let loss_on = loss_on(config)?;
     let mut session = Session::open(&config.run, settings)?;
-    let loaded = session.load("model", required(config.run.model_name_or_path.as_ref(), "model-name-or-path")?)?;
+    let loaded = session.load("model", model_dir)?;
     if loaded.model.config().head != Head::Language {
         return Err(Error::input("not-a-language-model", "supervised fine-tuning needs a language-model head")
+            .at(model_dir.display().to_string())
             .because("this model has a score head (…ForSequenceClassification)"));
     }
     let max_length = config.epochs.max_length(loaded.model.config().max_positions)?;
-    let options = SftOptions { max_length, loss_on: loss_on(config)?, append_eos: true, strict: config.run.strict };
+    let options = SftOptions { max_length, loss_on, append_eos: true, strict: config.run.strict };
     let read = |session: &mut Session, role: &str, path: &PathBuf| {
         let rows = session.rows(path)?;
-        let encoded = encode_sft(&rows, &loaded.tokenizer, loaded.template.as_ref(), &options)?;
+        let encoded = encode_sft(&rows, &loaded.tokenizer, loaded.template.as_ref(), &options);
+        let encoded = encoded.map_err(|e| e.at_if_unplaced(path.display().to_string()))?;
         Ok::<_, Error>(session.account(role, encoded))
     };
-    let data = read(&mut session, "dataset", required(config.run.dataset.as_ref(), "dataset")?)?;
-    let eval = match &config.run.eval_dataset {
+    let data = read(&mut session, "dataset", dataset)?;
+    let eval = match &config.eval.eval_dataset {
         Some(path) => read(&mut session, "eval_dataset", path)?,
         None => Vec::new(),
     };

@@ -93,7 +93,7 @@ fn parse_line(line: &[u8], is_first: bool) -> Result<Option<Map<String, Value>>>
         let error = Error::input("dataset-invalid-json", "the line is not valid JSON").because(reason);
         error.fix("write one JSON object a line (JSON Lines); `jq -c .` does that to a pretty-printed file")
     };
-    match serde_json::from_str(text).map_err(not_json)? {
+    match serde_json::from_str(text.trim_end()).map_err(not_json)? {
         Value::Object(fields) => Ok(Some(fields)),
         other => {
             let what = format!("the line is {}, not a JSON object", kind_of(&other));

@@ -18,6 +18,7 @@ mod save;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use save::check_copied;
 pub use save::{ModelFiles, SHARD_BYTES_MAX, TensorSpec, save_model, write_safetensors};
 
 /// The name of the weights in one file.
@@ -64,7 +65,8 @@ impl Weights {
     pub fn open(dir: &Path) -> Result<Self> {
         let index = read_index(dir)?;
         if let Some(path) = model_file(dir, SINGLE)? {
-            let mut weights = Self::open_file(&path)?;
+            // Messages name the file as the user does, not where a cache keeps it.
+            let mut weights = Self::open_as(&path, dir.join(SINGLE).display().to_string())?;
             weights.place = dir.display().to_string();
             if index.is_some() {
                 weights.notes.push(format!("{SINGLE} is used, and the shards of {INDEX} are not"));
@@ -82,7 +84,10 @@ impl Weights {
     /// # Errors
     /// `weights-truncated`, `weights-header`; input and output errors.
     pub fn open_file(path: &Path) -> Result<Self> {
-        let place = path.display().to_string();
+        Self::open_as(path, path.display().to_string())
+    }
+
+    fn open_as(path: &Path, place: String) -> Result<Self> {
         let (file, tensors) = open_header(path, &place)?;
         let mut weights = Self { place, files: vec![file], ..Self::empty() };
         for (name, tensor) in tensors {
@@ -199,10 +204,32 @@ impl Weights {
     /// Reads a tensor in row-major order; bf16 and f16 are widened exactly.
     ///
     /// # Errors
-    /// `weights-missing-tensor`; `weights-shape` when it is not `expected_shape`; `weights-dtype` for a dtype other than
-    /// F32, BF16 and F16; `weights-not-finite` naming the first NaN or infinity; `weights-truncated` when the file has
-    /// shrunk since it was opened; `memory`; input and output errors.
+    /// `weights-missing-tensor`; `weights-shape` when it is not `expected_shape`; `weights-dtype` for a dtype other
+    /// than F32, BF16 and F16; `weights-not-finite` naming the first NaN or infinity; `weights-truncated` when the file
+    /// has shrunk since it was opened; `memory`; input and output errors.
     pub fn read_f32(&self, name: &str, expected_shape: &[usize]) -> Result<Vec<f32>> {
+        let (stored_name, file, tensor, dtype) = self.checked(name, expected_shape)?;
+        let values = file.read(tensor, dtype)?;
+        if let Some(index) = values.iter().position(|value| !value.is_finite()) {
+            let what = format!("the tensor {} is not finite at flat index {index}", quoted(stored_name));
+            return Err(Error::input("weights-not-finite", what)
+                .at(&file.place)
+                .because("a training run would spread it to every weight")
+                .fix("use an earlier checkpoint of this model"));
+        }
+        Ok(values)
+    }
+
+    /// Checks that a tensor can be read, without reading it.
+    ///
+    /// # Errors
+    /// `weights-missing-tensor`, `weights-shape`, `weights-dtype`.
+    pub fn check(&self, name: &str, expected_shape: &[usize]) -> Result<()> {
+        self.checked(name, expected_shape).map(|_| ())
+    }
+
+    /// A tensor of this shape, in a dtype that is read: its stored name, its file, where it lies, its dtype.
+    fn checked(&self, name: &str, expected_shape: &[usize]) -> Result<(&str, &WeightsFile, &Tensor, StoredDtype)> {
         let (stored_name, (number, tensor)) = self.tensor(name)?;
         let file = self.files.get(*number).ok_or_else(|| Error::failure("weights-file", "a tensor has no file"))?;
         let bad = |id, what: String| Error::input(id, what).at(&file.place);
@@ -216,14 +243,7 @@ impl Weights {
             let what = format!("the tensor {} is stored as {}", quoted(stored_name), tensor.dtype);
             return Err(bad("weights-dtype", what).because("F32, BF16 and F16 are read").fix("use a model of floats"));
         };
-        let values = file.read(tensor, dtype)?;
-        if let Some(index) = values.iter().position(|value| !value.is_finite()) {
-            let what = format!("the tensor {} is not finite at flat index {index}", quoted(stored_name));
-            return Err(bad("weights-not-finite", what)
-                .because("a training run would spread it to every weight")
-                .fix("use an earlier checkpoint of this model"));
-        }
-        Ok(values)
+        Ok((stored_name, file, tensor, dtype))
     }
 
     /// The stored name and place of a tensor: by this name, else without or with a prefix.

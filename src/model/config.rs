@@ -265,7 +265,8 @@ impl ModelConfig {
         }
         map.insert("architectures".into(), json!([self.architecture.class(head)]));
         map.insert("model_type".into(), self.architecture.model_type().into());
-        // Releases before 4.56 read only `torch_dtype`, later ones read both: only a source that uses the new key gets it.
+        // Releases before 4.56 read only `torch_dtype`, later ones read both: only a source that uses the new key gets
+        // it.
         let dtype_keys = ["torch_dtype", "dtype"].into_iter().filter(|key| map.contains_key(*key)).collect::<Vec<_>>();
         for key in if dtype_keys.is_empty() { vec!["torch_dtype"] } else { dtype_keys } {
             map.insert(key.into(), dtype.name().into());
@@ -597,7 +598,10 @@ fn refuse_sliding_window(keys: &Keys<'_>, layers: usize, max_positions: usize) -
     }
     Err(Error::input("config-sliding-window", "sliding-window attention is not supported")
         .at(keys.place)
-        .because(format!("the window is {window:?} tokens and the model takes {max_positions}"))
+        .because(match window {
+            Some(window) => format!("the window is {window} tokens and the model takes {max_positions}"),
+            None => "the configuration does not say how long the window is".to_owned(),
+        })
         .fix("set max_position_embeddings to the window's size, if your sequences are that short"))
 }
 

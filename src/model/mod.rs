@@ -42,12 +42,18 @@ impl Model {
     /// Reads a model directory. Weights are widened to f32.
     ///
     /// # Errors
-    /// Those of [`ModelConfig::load`] and of [`checkpoint::Weights`]: everything that does not fit is named, and nothing
-    /// is made up.
+    /// Those of [`ModelConfig::load`] and of [`checkpoint::Weights`]: everything that does not fit is named, and
+    /// nothing is made up.
     pub fn load(device: &Device, dir: &Path) -> Result<Self> {
         let config = ModelConfig::load(dir)?;
+        checkpoint::check_copied(dir)?;
         let weights = checkpoint::Weights::open(dir)?;
-        let mut model = Self::zeros(device, DType::F32, config);
+        let network = Transformer::new(&config);
+        // Before memory is taken: a configuration can ask for any amount, and only the weights show what is there.
+        for (part, _) in network.layout().parts() {
+            weights.check(&part.name, &part.stored_shape())?;
+        }
+        let mut model = Self::of(device, DType::F32, config, network);
         let mut used = Vec::new();
         model.params.fill(|part| {
             used.push(part.name.clone());
@@ -108,6 +114,10 @@ impl Model {
     /// A model of `config` whose parameters are all zero.
     fn zeros(device: &Device, dtype: DType, config: ModelConfig) -> Self {
         let network = Transformer::new(&config);
+        Self::of(device, dtype, config, network)
+    }
+
+    fn of(device: &Device, dtype: DType, config: ModelConfig, network: Transformer) -> Self {
         let params = Params::zeros(device, dtype, network.layout().clone());
         Self { config, network, params, source: None, stored: StoredDtype::F32, notes: Vec::new() }
     }

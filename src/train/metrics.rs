@@ -1,6 +1,7 @@
 //! Where a loop's numbers go: `metrics.jsonl` (only what seed and data determine), `timings.jsonl` (rates and seconds),
 //! and one live line on a terminal or plain lines elsewhere.
 
+use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,12 @@ pub(crate) fn row(entries: &[(&str, f64)]) -> Row {
 /// A number as JSON; what JSON cannot hold (NaN, infinity) as its name, so that it stays visible.
 pub(crate) fn number(x: f64) -> Value {
     if x.is_finite() { json!(x) } else { json!(x.to_string()) }
+}
+
+/// Writes a line to standard error. A reader that has gone away (`2>&1 | head`) is no reason to lose a run, as
+/// `eprintln!`, which panics then, would.
+pub(crate) fn tell(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// The record of a run.
@@ -92,7 +99,7 @@ impl Journal {
         if self.bar.is_hidden() && !self.quiet && due {
             self.last_line = Instant::now();
             let left = self.bar.eta().as_secs();
-            eprintln!("{:>7} {step}/{}  {words}  {left}s left", self.stage, self.steps);
+            tell(&format!("{:>7} {step}/{}  {words}  {left}s left", self.stage, self.steps));
         }
     }
 
@@ -138,7 +145,7 @@ impl Journal {
     /// A line for the person who watches.
     pub fn say(&self, line: &str) {
         if !self.quiet {
-            self.bar.suspend(|| eprintln!("{line}"));
+            self.bar.suspend(|| tell(line));
         }
     }
 }

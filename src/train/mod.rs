@@ -13,7 +13,7 @@ pub mod sft;
 
 use crate::config::OptimizerArgs;
 use crate::data::packing::EpochOrder;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::params::{Grads, Params, Weights};
 use crate::optim::adamw::{AdamW, Settings};
@@ -80,6 +80,12 @@ impl Learner {
             }
         })
     }
+}
+
+/// The error with stage and step (from 1) before its place.
+pub(crate) fn in_step(error: Error, stage: &str, step: usize) -> Error {
+    let place = error.place().map(|place| format!(", {place}")).unwrap_or_default();
+    error.at(format!("{stage} step {step}{place}"))
 }
 
 /// The order in which `rows` rows are visited in `epoch`: a permutation that depends on the seed and the epoch alone.

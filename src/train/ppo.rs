@@ -5,7 +5,7 @@
 use super::metrics::{Journal, row};
 use super::reward::Reward;
 use super::rollout::{Cast, Rollout, column};
-use super::{Batches, Learner, permutation};
+use super::{Batches, Learner, in_step, permutation};
 use crate::autograd::backward;
 use crate::config::PpoConfig;
 use crate::data::encode::PromptExample;
@@ -103,8 +103,10 @@ pub fn train(
             stop: start.stop,
             shaping,
         };
-        let rollout = Rollout::collect(&mut cast, queries, config, controller.coefficient, batch as u32)?;
-        let updated = update(&mut learners, &rollout, config, batch)?;
+        let failed = |error| in_step(error, "ppo", batch + 1);
+        let rollout =
+            Rollout::collect(&mut cast, queries, config, controller.coefficient, batch as u32).map_err(failed)?;
+        let updated = update(&mut learners, &rollout, config, batch).map_err(failed)?;
         let summary = summarize(&rollout, &updated, config, controller.coefficient);
         kl = summary.kl;
         check_start(&summary, batch)?;
@@ -125,7 +127,10 @@ pub(crate) fn check_prompts(prompts: &[PromptExample], batch_size: usize) -> Res
     }
     Err(Error::input("dataset-smaller-than-batch", format!("{} prompts do not fill one batch", prompts.len()))
         .because(format!("a PPO batch is {batch_size} episodes"))
-        .fix("give more prompts, or lower --per-device-train-batch-size, --gradient-accumulation-steps or --num-mini-batches"))
+        .fix(
+            "give more prompts, or lower --per-device-train-batch-size, --gradient-accumulation-steps or \
+              --num-mini-batches",
+        ))
 }
 
 /// Full batches of prompts without end: what an epoch's last batch lacks comes from the next epoch.
@@ -278,8 +283,8 @@ fn coefficients(config: &PpoConfig, tokens: usize) -> Coefficients {
     }
 }
 
-/// Before the first step on a rollout the trainer is the policy that sampled it: the ratio is 1. On the CPU both use the
-/// same arithmetic in the same order, so the log-probabilities agree to the bit.
+/// Before the first step on a rollout the trainer is the policy that sampled it: the ratio is 1. On the CPU both use
+/// the same arithmetic in the same order, so the log-probabilities agree to the bit.
 fn check_on_policy(done: &Updated) -> Result<()> {
     if done.logp_diff_max == 0.0 {
         return Ok(());

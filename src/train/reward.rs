@@ -2,7 +2,7 @@
 //! gradients -> parameters. And the trained model as PPO uses it: something that scores episodes.
 
 use super::metrics::{Journal, Row, row};
-use super::{Batches, Learner};
+use super::{Batches, Learner, in_step};
 use crate::autograd::backward;
 use crate::config::RewardConfig;
 use crate::data::encode::PairExample;
@@ -136,7 +136,7 @@ pub fn train(
         let (batch, epoch) = batches.batch(step);
         let batch: Vec<&PairExample> = batch.iter().map(|i| &data[*i]).collect();
         let lr = learner.lr(step);
-        let norm = update(&mut learner, &batch, config, lr, &mut sums)?;
+        let norm = update(&mut learner, &batch, config, lr, &mut sums).map_err(|e| in_step(e, "reward", step + 1))?;
         pairs += batch.len();
         let rate = pairs as f64 / journal.elapsed().max(1e-9);
         let accuracy = sums.correct / sums.pairs as f64;
@@ -153,8 +153,7 @@ pub fn train(
             journal.log(step + 1, row(&entries), row(&[("pairs_per_second", rate), ("seconds", journal.elapsed())]))?;
             sums = Sums::default();
         }
-        let due = config.run.eval_steps.is_some_and(|n| (step + 1) % n == 0) || step + 1 == total;
-        if due && !eval.is_empty() {
+        if config.eval.due(step + 1, total) && !eval.is_empty() {
             let numbers = quality(&evaluate(&learner.model, eval)?);
             let numbers: Row =
                 numbers.into_iter().map(|(n, x)| (format!("eval_{n}"), super::metrics::number(x))).collect();

@@ -2,7 +2,7 @@
 //! negative -> gradients -> parameters.
 
 use super::metrics::{Journal, Row, row};
-use super::{Batches, Learner};
+use super::{Batches, Learner, in_step};
 use crate::autograd::backward;
 use crate::config::SftConfig;
 use crate::data::encode::SftExample;
@@ -76,7 +76,7 @@ pub fn train(
         let batch: Vec<Vec<&SftExample>> =
             batch.iter().map(|g| groups[*g].iter().map(|i| &data[*i]).collect()).collect();
         let lr = learner.lr(step);
-        let (step_sums, norm) = update(&mut learner, &batch, micro, lr, step)?;
+        let (step_sums, norm) = update(&mut learner, &batch, micro, lr).map_err(|e| in_step(e, "sft", step + 1))?;
         sums.add(step_sums);
         tokens += step_sums.tokens;
         let rate = tokens as f64 / journal.elapsed().max(1e-9);
@@ -94,8 +94,7 @@ pub fn train(
             journal.log(step + 1, row(&entries), row(&rates))?;
             sums = Sums::default();
         }
-        let due = config.run.eval_steps.is_some_and(|n| (step + 1) % n == 0) || step + 1 == total;
-        if due && !eval.is_empty() {
+        if config.eval.due(step + 1, total) && !eval.is_empty() {
             journal.log(step + 1, eval_row(&evaluate(&learner.model, eval, micro)?), Row::new())?;
         }
         if config.run.save_steps.is_some_and(|n| (step + 1) % n == 0) {
@@ -111,13 +110,7 @@ fn eval_row(sums: &Sums) -> Row {
 }
 
 /// One optimizer step over `batch`, `micro` rows at a time.
-fn update(
-    learner: &mut Learner,
-    batch: &[Vec<&SftExample>],
-    micro: usize,
-    lr: f64,
-    step: usize,
-) -> Result<(Sums, f64)> {
+fn update(learner: &mut Learner, batch: &[Vec<&SftExample>], micro: usize, lr: f64) -> Result<(Sums, f64)> {
     let weights = learner.begin()?;
     let targets = batch.iter().flatten().map(|e| e.is_target.iter().skip(1).filter(|t| **t).count()).sum();
     let mut sums = Sums::default();
@@ -125,8 +118,7 @@ fn update(
         let examples: Vec<&SftExample> = rows.iter().flatten().copied().collect();
         let (loss, part) = forward(&learner.model, &weights, &examples, targets)?;
         if !part.nll.is_finite() {
-            let place =
-                format!("step {}, among {} ... {}", step + 1, examples[0].place, examples[examples.len() - 1].place);
+            let place = format!("among {} ... {}", examples[0].place, examples[examples.len() - 1].place);
             return Err(Error::new(Code::NonFinite, "loss-not-finite", "the loss is not a finite number")
                 .at(place)
                 .fix("lower the learning rate, or look at these rows"));

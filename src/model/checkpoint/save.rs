@@ -1,6 +1,6 @@
-//! Writes a model directory that transformers, vLLM and llama.cpp load: weights under sorted names in one dtype, sharded
-//! with an index above a size, the source's tokenizer files byte for byte. `config.json` goes first and comes last, so
-//! a directory that was not finished is not taken for a model. Equal input gives equal bytes.
+//! Writes a model directory that transformers, vLLM and llama.cpp load: weights under sorted names in one dtype,
+//! sharded with an index above a size, the source's tokenizer files byte for byte. `config.json` goes first and comes
+//! last, so a directory that was not finished is not taken for a model. Equal input gives equal bytes.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -18,14 +18,17 @@ pub const SHARD_BYTES_MAX: u64 = 5_000_000_000;
 /// Values converted at a time.
 const PIECE_VALUES: usize = 1 << 18;
 /// What a tokenizer may consist of.
-const TOKENIZER_FILES: [&str; 9] = [
+const TOKENIZER_FILES: [&str; 12] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
+    "vocab.txt",
     "merges.txt",
     "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
     "chat_template.jinja",
     "chat_template.json",
 ];
@@ -63,8 +66,8 @@ pub struct ModelFiles<'a> {
     pub shard_bytes_max: u64,
 }
 
-/// Saves a model into the existing directory `dir`. `values` gives each tensor's values, once, in the order of the names.
-/// Weights files of an earlier model there are removed.
+/// Saves a model into the existing directory `dir`. `values` gives each tensor's values, once, in the order of the
+/// names. Weights files of an earlier model there are removed.
 ///
 /// # Errors
 /// `save-not-finite` and `save-overflow` (exit code 6) naming tensor and index; `save-tensor` (failure) when a name
@@ -189,6 +192,16 @@ fn shards(tensors: &[TensorSpec], dtype: StoredDtype, bytes_max: u64) -> Result<
     }
     full.push(open);
     Ok(full)
+}
+
+/// Checks that what [`save_model`] copies from `source` can be copied: better known before a training run than after
+/// it.
+///
+/// # Errors
+/// `model-link`, `model-file`; input and output errors.
+pub(crate) fn check_copied(source: &Path) -> Result<()> {
+    let mut names = TOKENIZER_FILES.iter().chain(&["generation_config.json"]);
+    names.try_for_each(|name| model_file(source, name).map(|_| ()))
 }
 
 /// Copies a file of the source, if it has it.

@@ -1,0 +1,410 @@
+//! Settings that do not exist or contradict each other, models in the wrong role, output that cannot be written, and
+//! numbers that run away.
+
+use super::{case, check, generate, ppo, reward, room, score, sft};
+use crate::support::Room;
+
+/// A configuration file, and `rlhf sft` with it.
+fn with_file(room: &Room, text: impl AsRef<[u8]>) -> String {
+    room.write("a.toml", text);
+    sft("--config a.toml")
+}
+
+/// A configuration of all stages, with `text` behind it.
+fn pipeline(room: &Room, text: &str) -> String {
+    let shared = "model_name_or_path = \"model\"\noutput_dir = \"out\"\nmax_length = 64\n";
+    let stages =
+        "[sft]\ndataset = \"data.jsonl\"\n[reward]\ndataset = \"pairs.jsonl\"\n[ppo]\ndataset = \"prompts.jsonl\"\n";
+    room.write("run.toml", format!("{shared}{stages}{text}"));
+    "run --config run.toml".to_owned()
+}
+
+#[test]
+fn files_of_settings() {
+    check(&[
+        case(
+            "a typing error",
+            |room| with_file(room, "learning_rat = 1e-4\n"),
+            2,
+            "config-unknown-key",
+            &["`learning_rat`", "where: a.toml\n", "did you mean `learning_rate`?"],
+        ),
+        case(
+            "a key of another stage",
+            |room| with_file(room, "kl_coef = 0.1\n"),
+            2,
+            "config-unknown-key",
+            &["`kl_coef`"],
+        ),
+        case(
+            "a word for a number",
+            |room| with_file(room, "learning_rate = \"fast\"\n"),
+            2,
+            "config-value",
+            &["'fast'", "--learning-rate", "where: a.toml\n"],
+        ),
+        case(
+            "a list for a number",
+            |room| with_file(room, "max_length = [64]\n"),
+            2,
+            "config-value",
+            &["`max_length`", "where: a.toml\n"],
+        ),
+        case("a number for a switch", |room| with_file(room, "packing = 3\n"), 2, "config-value", &["--packing"]),
+        case("not a number", |room| with_file(room, "learning_rate = nan\n"), 2, "config-value", &["--learning-rate"]),
+        case("bad TOML", |room| with_file(room, "max_length = 64\nseed =\n"), 2, "config-toml", &["where: a.toml:2\n"]),
+        case(
+            "bad TOML at the start of a line",
+            |room| with_file(room, "max_length = 64\n= 3\n"),
+            2,
+            "config-toml",
+            &["where: a.toml:2\n"],
+        ),
+        case("a key twice", |room| with_file(room, "seed = 1\nseed = 2\n"), 2, "config-toml", &["where: a.toml:2\n"]),
+        case("not UTF-8", |room| with_file(room, b"seed = \"\xff\"\n"), 2, "config-utf8", &["where: a.toml\n"]),
+        case("no such file", |_| sft("--config none.toml"), 3, "file-missing", &["where: none.toml\n"]),
+        case("a directory", |_| sft("--config model"), 3, "file-kind", &["where: model\n"]),
+    ]);
+}
+
+#[test]
+fn files_of_all_stages() {
+    check(&[
+        case(
+            "a misspelt key at the top",
+            |room| {
+                pipeline(room, "").replace("run --", {
+                    room.write("run.toml", "outputdir = \"a\"\n");
+                    "run --"
+                })
+            },
+            2,
+            "config-unknown-key",
+            &["did you mean `output_dir`?", "where: run.toml\n"],
+        ),
+        case(
+            "a misspelt key of a stage",
+            |room| pipeline(room, "kl_coeff = 1\n"),
+            2,
+            "config-unknown-key",
+            &["`kl_coeff` is not a setting of ppo", "did you mean `kl_coef`?"],
+        ),
+        case(
+            "a stage that is no table",
+            |room| {
+                room.write("run.toml", "output_dir = \"out\"\nsft = 3\n");
+                "run --config run.toml".into()
+            },
+            2,
+            "config-value",
+            &["`sft` must be a table"],
+        ),
+        case(
+            "a stage with its own output",
+            |room| pipeline(room, "output_dir = \"x\"\n"),
+            2,
+            "config-value",
+            &["where: [ppo] of run.toml\n", "out/ppo"],
+        ),
+        case(
+            "a stage without data",
+            |room| {
+                room.write(
+                    "run.toml",
+                    "output_dir = \"out\"\nmodel_name_or_path = \"model\"\n[sft]\ndataset = \"data.jsonl\"\n",
+                );
+                "run --config run.toml".into()
+            },
+            2,
+            "option-missing",
+            &["`--dataset`", "where: [reward] of run.toml\n"],
+        ),
+        case(
+            "data of a later stage that is not there",
+            |room| {
+                pipeline(room, "").replace("run --", {
+                    std::fs::remove_file(room.path("prompts.jsonl")).unwrap();
+                    "run --"
+                })
+            },
+            3,
+            "file-missing",
+            &["where: prompts.jsonl\n"],
+        ),
+        case(
+            "no output directory",
+            |room| {
+                room.write("run.toml", "seed = 1\n");
+                "run --config run.toml".into()
+            },
+            2,
+            "option-missing",
+            &["--output-dir"],
+        ),
+    ]);
+}
+
+#[test]
+fn command_lines() {
+    check(&[
+        case("no such command", |_| "sfft".into(), 2, "", &["'sfft'"]),
+        case("a typing error", |_| sft("--learning-rat 1e-4"), 2, "", &["'--learning-rat'", "'--learning-rate'"]),
+        case("a word for a number", |_| sft("--max-length long"), 2, "", &["'long'", "--max-length"]),
+        case("a learning rate that is not a number", |_| sft("--learning-rate nan"), 2, "", &["a number above 0"]),
+        case("no batch", |_| sft("--per-device-train-batch-size 0"), 2, "", &["--per-device-train-batch-size"]),
+        case("a greedy PPO", |room| ppo(room, "--temperature 0"), 2, "", &["--temperature", "a number above 0"]),
+        case("a dual clip below 1", |room| ppo(room, "--dual-clip 0.5"), 2, "", &["--dual-clip", "a number above 1"]),
+        case(
+            "a penalty that is not a number",
+            |room| ppo(room, "--missing-eos-penalty nan"),
+            2,
+            "",
+            &["--missing-eos-penalty"],
+        ),
+        case("held-out data of PPO", |room| ppo(room, "--eval-steps 2"), 2, "", &["'--eval-steps'"]),
+        case(
+            "no model",
+            |_| "sft --dataset data.jsonl --output-dir out".into(),
+            2,
+            "option-missing",
+            &["`--model-name-or-path`"],
+        ),
+        case(
+            "no data",
+            |_| "sft --model-name-or-path model --output-dir out".into(),
+            2,
+            "option-missing",
+            &["`--dataset`"],
+        ),
+        case(
+            "no output",
+            |_| "sft --model-name-or-path model --dataset data.jsonl".into(),
+            2,
+            "option-missing",
+            &["`--output-dir`"],
+        ),
+        case(
+            "no reward model",
+            |_| "ppo --sft-model-path model --dataset prompts.jsonl --output-dir out".into(),
+            2,
+            "option-missing",
+            &["`--reward-model-path`"],
+        ),
+        case(
+            "two policies",
+            |room| ppo(room, "--model-name-or-path other"),
+            2,
+            "model-twice",
+            &["--sft-model-path", "--model-name-or-path"],
+        ),
+        case("evaluations of nothing", |_| sft("--eval-steps 2"), 2, "eval-without-data", &["--eval-dataset"]),
+        case("two losses", |_| sft("--assistant-only-loss --completion-only-loss"), 2, "loss-ambiguous", &[]),
+        case(
+            "assistant turns of plain rows",
+            |_| sft("--assistant-only-loss"),
+            2,
+            "loss-needs-conversation",
+            &["where: data.jsonl:1\n"],
+        ),
+        case(
+            "a device that is not there",
+            |_| sft("--device cuda"),
+            5,
+            "device-unavailable",
+            &["`cuda`", "--device cpu"],
+        ),
+        case("a device that is none", |_| generate("--device tpu"), 2, "device-unknown", &["`tpu`"]),
+        case("bf16 on the CPU", |_| reward("--dtype bf16"), 2, "dtype-unavailable", &["--dtype f32"]),
+    ]);
+}
+
+#[test]
+fn models_in_the_wrong_role() {
+    check(&[
+        case(
+            "a reward model as policy",
+            |room| ppo(room, "--sft-model-path reward"),
+            3,
+            "not-a-language-model",
+            &["where: reward\n"],
+        ),
+        case(
+            "a policy as reward model",
+            |room| ppo(room, "--reward-model-path model"),
+            3,
+            "not-a-reward-model",
+            &["where: model\n", "rlhf reward"],
+        ),
+        case(
+            "a reward model for sft",
+            |room| ppo(room, "").replace(&ppo(room, ""), &sft("--model-name-or-path reward")),
+            3,
+            "not-a-language-model",
+            &["where: reward\n"],
+        ),
+        case(
+            "a reward model that is to speak",
+            |room| {
+                room.model("reward", "gpt2_reward");
+                generate("--model-name-or-path reward")
+            },
+            3,
+            "not-a-language-model",
+            &["where: reward\n", "rlhf score"],
+        ),
+        case(
+            "a reward model without statistics",
+            |room| ppo(room, "--normalize-reward"),
+            3,
+            "reward-statistics",
+            &["reward/reward_statistics.json"],
+        ),
+    ]);
+}
+
+#[test]
+fn output_that_cannot_be_written() {
+    check(&[
+        case(
+            "a directory with files",
+            |room| {
+                std::fs::create_dir(room.path("out")).unwrap();
+                room.write("out/notes.txt", "mine");
+                sft("")
+            },
+            2,
+            "output-exists",
+            &["where: out\n"],
+        ),
+        case(
+            "a directory with files, dry",
+            |room| {
+                std::fs::create_dir(room.path("out")).unwrap();
+                room.write("out/notes.txt", "mine");
+                sft("--dry-run")
+            },
+            2,
+            "output-exists",
+            &["where: out\n"],
+        ),
+        case(
+            "a directory with files, demo",
+            |_| "demo --quick --output-dir model".into(),
+            2,
+            "output-exists",
+            &["where: model\n"],
+        ),
+        case(
+            "a stage's directory with files",
+            |room| {
+                std::fs::create_dir_all(room.path("out/ppo")).unwrap();
+                room.write("out/ppo/notes.txt", "mine");
+                pipeline(room, "")
+            },
+            2,
+            "output-exists",
+            &["out/ppo"],
+        ),
+        case("a file", |_| sft("--output-dir pairs.jsonl"), 2, "output-not-directory", &["where: pairs.jsonl\n"]),
+        case(
+            "a file, dry",
+            |_| sft("--output-dir pairs.jsonl --dry-run"),
+            2,
+            "output-not-directory",
+            &["where: pairs.jsonl\n"],
+        ),
+        case("below a file", |_| sft("--output-dir pairs.jsonl/out"), 3, "file-kind", &["pairs.jsonl/out"]),
+        case("scores over their input", |_| score("--output data.jsonl"), 2, "output-is-input", &["data.jsonl"]),
+        case(
+            "answers over their prompts",
+            |_| generate("--output ./prompts.jsonl"),
+            2,
+            "output-is-input",
+            &["prompts.jsonl"],
+        ),
+        case("scores into no directory", |_| score("--output none/out.jsonl"), 3, "file-missing", &["none/out.jsonl"]),
+    ]);
+}
+
+#[test]
+fn numbers_that_run_away() {
+    check(&[
+        case(
+            "sft",
+            |_| sft("--learning-rate 1e30 --per-device-train-batch-size 2"),
+            6,
+            "loss-not-finite",
+            &["where: sft step 2, among data.jsonl:"],
+        ),
+        case(
+            "reward",
+            |_| reward("--learning-rate 1e30 --per-device-train-batch-size 2"),
+            6,
+            "loss-not-finite",
+            &["where: reward step 2, among pairs.jsonl:"],
+        ),
+        case("ppo", |room| ppo(room, "--learning-rate 1e30"), 6, "loss-not-finite", &["where: ppo step 1, episodes ["]),
+    ]);
+}
+
+/// Two processes and one output directory: the second learns who the first is, whether or not that has written yet.
+#[test]
+fn a_directory_that_another_process_owns() {
+    for files in [false, true] {
+        let room = room();
+        std::fs::create_dir(room.path("out")).unwrap();
+        let path = room.path("out/.rlhf.lock");
+        let owner = std::fs::File::create(&path).unwrap();
+        owner.lock().unwrap();
+        std::fs::write(&path, "{\"pid\": 4711, \"host\": \"elsewhere\", \"started\": 1, \"ticks\": 1}").unwrap();
+        if files {
+            room.write("out/metrics.jsonl", "{}\n");
+        }
+        let before = room.files("out");
+        let outcome = room.run(&sft(""));
+        assert_eq!(outcome.code, Some(7), "{}", outcome.stderr);
+        for text in ["[output-locked]", "where: out\n", "process 4711", "\"elsewhere\""] {
+            assert!(outcome.stderr.contains(text), "{text}: {}", outcome.stderr);
+        }
+        assert_eq!(room.files("out"), before);
+        // The lock goes with its owner; what is left of it is taken over.
+        drop(owner);
+        if !files {
+            room.run(&sft("--max-steps 1")).ok();
+            assert!(!path.exists());
+        }
+    }
+}
+
+/// A real process that trains is such an owner.
+#[test]
+fn a_directory_in_which_a_run_goes_on() {
+    let room = room();
+    let mut first = room.command("demo --output-dir out").spawn().unwrap();
+    let metrics = room.path("out/metrics.jsonl");
+    let started = std::time::Instant::now();
+    while !metrics.exists() && started.elapsed() < super::QUICK {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let outcome = room.run(&sft(""));
+    first.kill().unwrap();
+    first.wait().unwrap();
+    assert_eq!(outcome.code, Some(7), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains(&format!("process {}", first.id())), "{}", outcome.stderr);
+    // What the killed one left is its files, not its lock.
+    let outcome = room.run(&sft(""));
+    assert!(outcome.stderr.contains("[output-exists]"), "{}", outcome.stderr);
+}
+
+/// What was there before a refusal is there after it.
+#[test]
+fn refusals_change_nothing() {
+    let room = room();
+    let before = room.files(".");
+    for line in
+        [score("--output data.jsonl"), sft("--output-dir model"), sft("--dry-run"), sft("--output-dir pairs.jsonl")]
+    {
+        room.run(&line);
+        assert_eq!(room.files("."), before, "{line}");
+    }
+}
