@@ -4,9 +4,7 @@
 //! words, strings, comments, brackets and paths, but no macros and no types; where it cannot tell, it finds too much.
 
 use std::collections::{BTreeSet, HashMap};
-use std::fs;
-use std::path::Path;
-use std::sync::OnceLock;
+use std::{fs, path::Path, sync::OnceLock};
 
 /// What may stay: the rule, the place (a file, `file::function` inside a function, or a `folder/`), the reason.
 const EXCEPTIONS: &[(&str, &str, &str)] = &[
@@ -534,7 +532,6 @@ fn judge(rules: &str, found: &[Violation], exceptions: &[(&str, &str, &str)]) ->
 
 /// Shows that `check` finds what is seeded, then holds the tree to `rules`. A seed is a line: the number of violations,
 /// then files between `¦`, each a path and its text (`¶` breaks a line).
-#[track_caller]
 fn hold(rules: &str, check: fn(&[File], &mut Vec<Violation>), seeds: &str) {
     for seed in seeds.lines().map(str::trim_start).filter(|seed| !seed.is_empty()) {
         let (expected, files) = seed.split_once(' ').unwrap_or_default();
