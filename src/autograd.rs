@@ -1,6 +1,6 @@
-//! The tape. It knows tensors, not operations: an operation hands over its outputs, its inputs, and a rule that maps the
-//! gradients of the outputs to the gradients of the inputs. Activations' gradients are returned by the rule and summed
-//! here; a parameter's gradient is written by the rule into its slot of the flat gradient buffer.
+//! The tape. It knows tensors, not operations: an operation hands over its outputs, its inputs, and a rule that maps
+//! the gradients of the outputs to the gradients of the inputs. Activations' gradients are returned by the rule and
+//! summed here; a parameter's gradient is written by the rule into its slot of the flat gradient buffer.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -71,13 +71,16 @@ pub struct RunArgs {
     #[arg(long, value_parser = at_least_one())]
     pub save_steps: Option<usize>,
     /// Make any loss of data (a dropped row, a cut token) an error that names the row
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(default_value_t = false, action = clap::ArgAction::Set)]
     pub strict: bool,
     /// Print what would be done, and stop
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(default_value_t = false, action = clap::ArgAction::Set)]
     pub dry_run: bool,
     /// Print errors only
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(default_value_t = false, action = clap::ArgAction::Set)]
     pub quiet: bool,
 }
 
@@ -212,10 +215,12 @@ pub struct SftConfig {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub completion_only_loss: Option<bool>,
     /// Loss on the assistant's turns only, for conversations [TRL: false]
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(default_value_t = false, action = clap::ArgAction::Set)]
     pub assistant_only_loss: bool,
     /// Put several examples into one row of max_length, attention kept inside each [TRL: false]
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(default_value_t = false, action = clap::ArgAction::Set)]
     pub packing: bool,
 }
 
@@ -300,7 +305,8 @@ pub struct RolloutArgs {
     #[arg(long, value_parser = positive)]
     pub score_clip: Option<f64>,
     /// Shift and scale scores by the mean and deviation that the reward model had on reference completions [N+: shift]
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(default_value_t = false, action = clap::ArgAction::Set)]
     pub normalize_reward: bool,
     /// Price of each nat of KL to the reference [TRL: 0.05]
     #[arg(long, default_value_t = 0.05, value_parser = not_negative)]
@@ -321,7 +327,8 @@ pub struct RolloutArgs {
     #[arg(long, default_value_t = 0.95, value_parser = share)]
     pub lam: f64,
     /// Scale rewards to unit variance, their mean kept [TRL: false]
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(default_value_t = false, action = clap::ArgAction::Set)]
     pub whiten_rewards: bool,
 }
 

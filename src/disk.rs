@@ -363,8 +363,8 @@ impl DirLock {
 
 impl Drop for DirLock {
     fn drop(&mut self) {
-        // Removed before the file is closed: see `lock` for those who opened it in between. If a user deleted it by hand,
-        // the name may be another owner's by now.
+        // Removed before the file is closed: see `lock` for those who opened it in between. If a user deleted it by
+        // hand, the name may be another owner's by now.
         if is_file_at(&self.file, &self.path) {
             let _ = fs::remove_file(&self.path);
         }

@@ -6,15 +6,16 @@
 //! cli -> train -> { data, model, objective, optim } -> ops -> { autograd -> tensor -> device, cpu }
 //! ```
 //!
-//! Data enters at the top of a trainer and leaves at its bottom. [`data`] turns files into rows of tokens; [`model`] turns
-//! tokens into log-probabilities, values and scores; `objective` is the mathematics of RLHF, without state and without
-//! models; `optim` moves the parameters; [`train`] holds the loops, one file each. Below them `ops` has one file an
-//! operation, whose arithmetic is specified in `cpu` in plain loops.
+//! Data enters at the top of a trainer and leaves at its bottom. [`data`] turns files into rows of tokens; [`model`]
+//! turns tokens into log-probabilities, values and scores; `objective` is the mathematics of RLHF, without state and
+//! without models; `optim` moves the parameters; [`train`] holds the loops, one file each. Below them `ops` has one
+//! file an operation, whose arithmetic is specified in `cpu` in plain loops.
 //!
 //! # One PPO step
 //!
-//! queries -> responses -> logprobs, ref_logprobs, values -> scores -> rewards -> advantages, returns -> loss -> gradients ->
-//! parameters. [`train::ppo`] is that list; a reader's way to the arithmetic of attention is `cli/ppo.rs`, `train/ppo.rs`,
+//! queries -> responses -> logprobs, ref_logprobs, values -> scores -> rewards -> advantages, returns -> loss ->
+//! gradients -> parameters. [`train::ppo`] is that list; a reader's way to the arithmetic of attention is `cli/ppo.rs`,
+//! `train/ppo.rs`,
 //! `model/transformer.rs`, `ops/attention.rs`, `cpu/attention.rs`.
 //!
 //! # As a library

@@ -1,6 +1,9 @@
 //! Bad input: one named case each, run through the real binary. Every case must end at once with its exit code and a
 //! message that names its error, its place and its cause; nothing panics, and no model is left behind.
 
+// A table of cases is one function.
+#![allow(clippy::too_many_lines)]
+
 use std::time::{Duration, Instant};
 
 use crate::support::{Room, completions, pairs, prompts};

@@ -1,5 +1,5 @@
-//! No dead knobs: every option of every stage changes what a tiny training leaves behind, or stands in the list of those
-//! that cannot, with the reason. The list is held against `--help`, so that no new option is forgotten.
+//! No dead knobs: every option of every stage changes what a tiny training leaves behind, or stands in the list of
+//! those that cannot, with the reason. The list is held against `--help`, so that no new option is forgotten.
 
 use std::collections::BTreeMap;
 

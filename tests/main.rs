@@ -8,3 +8,4 @@ mod cli;
 mod demo;
 mod knobs;
 mod support;
+mod tidy;

@@ -236,7 +236,10 @@ pub(crate) fn completions(n: usize) -> Vec<Value> {
 
 /// Preference pairs.
 pub(crate) fn pairs(n: usize) -> Vec<Value> {
-    let row = |i: usize| json!({ "prompt": format!("Say {i}: "), "chosen": "good ".repeat(1 + i % 4), "rejected": "bad ".repeat(1 + i % 3) });
+    let row = |i: usize| {
+        let (chosen, rejected) = ("good ".repeat(1 + i % 4), "bad ".repeat(1 + i % 3));
+        json!({ "prompt": format!("Say {i}: "), "chosen": chosen, "rejected": rejected })
+    };
     (0..n).map(row).collect()
 }
 

@@ -62,6 +62,7 @@ fn free_name() -> PathBuf {
 /// The summary in words.
 fn tell(summary: &Map<String, Value>, dir: &Path) -> String {
     let get = |name: &str| summary.get(name).and_then(Value::as_f64).unwrap_or(f64::NAN);
+    let share = |name: &str| format!("{:.0} %", 100.0 * get(name));
     let part = |model: &str, name: &str| summary[model].get(name).and_then(Value::as_f64).unwrap_or(f64::NAN);
     let mut lines = vec![
         String::new(),
@@ -88,9 +89,18 @@ fn tell(summary: &Map<String, Value>, dir: &Path) -> String {
     }
     lines.extend([
         String::new(),
-        format!("  PPO's answer is preferred over SFT's in {:.0} % of held-out prompts ({:.0} % with greedy decoding).", 100.0 * get("win_rate"), 100.0 * get("win_rate_greedy")),
-        format!("  The reward model orders {:.0} % of held-out pairs as the judge does.", 100.0 * get("reward_accuracy")),
-        format!("  PPO moved {:.2} nats an answer away from SFT; {:.0} % of its answers ended by themselves, {:.0} % are different from each other.", get("kl"), 100.0 * get("eos_share"), 100.0 * get("distinct_share")),
+        format!(
+            "  PPO's answer is preferred over SFT's in {} of held-out prompts ({} with greedy decoding).",
+            share("win_rate"),
+            share("win_rate_greedy")
+        ),
+        format!("  The reward model orders {} of held-out pairs as the judge does.", share("reward_accuracy")),
+        format!(
+            "  PPO moved {:.2} nats an answer away from SFT; {} of its answers ended by themselves, {} are different.",
+            get("kl"),
+            share("eos_share"),
+            share("distinct_share")
+        ),
     ]);
     lines.extend(examples(dir));
     let seconds = summary.get("seconds").cloned().unwrap_or(json!({}));

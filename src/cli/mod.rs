@@ -1,5 +1,5 @@
-//! The command line: one file a subcommand, each of which parses, checks, and calls one function. Options may stand in a
-//! TOML file given by `--config`, under the same names; the command line wins.
+//! The command line: one file a subcommand, each of which parses, checks, and calls one function. Options may stand in
+//! a TOML file given by `--config`, under the same names; the command line wins.
 
 mod demo;
 mod generate;
@@ -82,8 +82,9 @@ mod examples {
         rlhf ppo --sft-model-path sft --reward-model-path reward --dataset prompts.jsonl --output-dir ppo\n  \
         rlhf ppo --config ppo.toml --kl-coef 0.1 --total-episodes 10000\n  \
         rlhf ppo --config ppo.toml --missing-eos-penalty 1.0 --num-mini-batches 4 --dry-run";
-    pub(super) const RUN: &str = "The file has keys that all stages share at the top, and tables [sft], [reward], [ppo] with \
-        the options of each.\n\nExamples:\n  rlhf run --config run.toml\n  rlhf run --config run.toml --dry-run\n  \
+    pub(super) const RUN: &str = "The file has keys that all stages share at the top, and the tables [sft], [reward] \
+        and [ppo] with each stage's own.\n\nExamples:\n  rlhf run --config run.toml\n  \
+        rlhf run --config run.toml --dry-run\n  \
         rlhf run --config run.toml --output-dir out/second --seed 7";
     pub(super) const GENERATE: &str = "Examples:\n  \
         rlhf generate --model-name-or-path out/ppo --prompts prompts.jsonl --output answers.jsonl\n  \

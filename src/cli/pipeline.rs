@@ -113,8 +113,8 @@ impl Plan {
         Ok(Self { path: args.config.clone(), output, shared, stages, given })
     }
 
-    /// A stage's options: the models that earlier stages wrote, the shared keys that this stage knows, its own table, the
-    /// command line.
+    /// A stage's options: the models that earlier stages wrote, the shared keys that this stage knows, its own table,
+    /// the command line.
     fn stage<T: clap::Args>(&self, stage: &'static str, models: &[(&str, String)]) -> Result<(T, Settings)> {
         let names = long_names::<T>();
         let mut first = Table::new();

@@ -1,5 +1,5 @@
-//! `rlhf score`: for a language model the log-probability of every token of a completion, for a reward model one score a
-//! row; one JSON row for every row of the input.
+//! `rlhf score`: for a language model the log-probability of every token of a completion, for a reward model one score
+//! a row; one JSON row for every row of the input.
 
 use std::path::PathBuf;
 
@@ -48,8 +48,8 @@ pub(super) fn run(args: &ScoreArgs) -> Result<()> {
     })
 }
 
-/// One row alone, so that every row has its line: what training would drop or cut is an error here. A reward model reads
-/// the end-of-sequence token that it was trained to score at; a language model reads the text as it is written.
+/// One row alone, so that every row has its line: what training would drop or cut is an error here. A reward model
+/// reads the end-of-sequence token that it was trained to score at; a language model reads the text as it is written.
 fn encode(row: &Row, loaded: &Loaded, reward: bool) -> Result<SftExample> {
     let options = SftOptions {
         max_length: loaded.model.config().max_positions,
@@ -86,7 +86,8 @@ fn logprobs(loaded: &Loaded, examples: &[SftExample], temperature: f64) -> Resul
             let n = example.is_target.iter().skip(1).filter(|t| **t).count();
             let logprobs = &all[at..at + n];
             let sum: f64 = logprobs.iter().map(|l| f64::from(*l)).sum();
-            lines.push(json!({ "index": lines.len(), "tokens": &targets[at..at + n], "logprobs": logprobs, "sum_logprob": sum }));
+            let tokens = &targets[at..at + n];
+            lines.push(json!({ "index": lines.len(), "tokens": tokens, "logprobs": logprobs, "sum_logprob": sum }));
             at += n;
         }
     }

@@ -1,5 +1,5 @@
-//! Causal, grouped-query attention over packed sequences: per head S = Q K^T / sqrt(HD), P = softmax(S) over the keys at
-//! or before the query, O = P V. Saved for backward: lse = logsumexp(S) per query and head. Backward:
+//! Causal, grouped-query attention over packed sequences: per head S = Q K^T / sqrt(HD), P = softmax(S) over the keys
+//! at or before the query, O = P V. Saved for backward: lse = logsumexp(S) per query and head. Backward:
 //! dV = P^T dO, dP = dO V^T, dS = P (dP - rowsum(dO O)), dQ = dS K / sqrt(HD), dK = dS^T Q / sqrt(HD).
 //!
 //! A query's result is one fixed chain of operations over its keys in order, whatever stands beside it, so prefill,
@@ -522,7 +522,8 @@ mod tests {
         (0..n).map(|_| stream.normal()).collect()
     }
 
-    /// The plain form of one sequence: for each head and query, softmax over the keys up to it, then the mean of values.
+    /// The plain form of one sequence: for each head and query, softmax over the keys up to it, then the mean of
+    /// values.
     fn plain(qkv: &[f64], heads: Heads) -> (Vec<f64>, Vec<f64>) {
         let (size, row) = (heads.size, heads.row());
         let (mut out, mut lse) = (Vec::new(), Vec::new());

@@ -1,6 +1,7 @@
 //! Rewards shaped by the KL to the reference, and generalised advantage estimation (Schulman et al., 2016), per episode
-//! of a packed batch. With d = logprob - ref_logprob: r_t = -kl_coef k(d_t), plus the episode's score at its last token;
-//! delta_t = r_t + gamma V_(t+1) - V_t, A_t = delta_t + gamma lam A_(t+1), V after the last token 0; returns = A + V.
+//! of a packed batch. With d = logprob - ref_logprob: r_t = -kl_coef k(d_t), plus the episode's score at its last
+//! token; delta_t = r_t + gamma V_(t+1) - V_t, A_t = delta_t + gamma lam A_(t+1), V after the last token 0; returns = A
+//! + V.
 
 use super::math::Real;
 use crate::config::KlEstimator;

@@ -1,9 +1,9 @@
 //! The specification: one file an operation, plain loops over slices, generic over f32 and f64. No tensor and no device
-//! is known here. Fast forms stand only in [`matmul`], [`attention`] and [`math`], each held against its plain f64 form;
-//! everything else is meant to be checked by eye.
+//! is known here. Fast forms stand only in [`matmul`], [`attention`] and [`math`], each held against its plain f64
+//! form; everything else is meant to be checked by eye.
 //!
-//! Rows are worked on in fixed chunks of [`parallel::CHUNK`] rows, and partial sums of chunks are added in order, so that
-//! results do not depend on the number of threads.
+//! Rows are worked on in fixed chunks of [`parallel::CHUNK`] rows, and partial sums of chunks are added in order, so
+//! that results do not depend on the number of threads.
 
 pub(crate) mod adamw;
 pub(crate) mod attention;

@@ -1,6 +1,7 @@
 //! Host buffers used again. A training step allocates the same few hundred buffers every time; fresh memory from the
-//! operating system costs a page fault per 4 KiB, which at small sizes is a fifth of the step. Contents are unspecified:
-//! every operation writes all that it returns. Debug builds hand out NaN, so that a forgotten element shows.
+//! operating system costs a page fault per 4 KiB, which at small sizes is a fifth of the step. Contents are
+//! unspecified: every operation writes all that it returns. Debug builds hand out NaN, so that a forgotten element
+//! shows.
 
 use std::sync::Mutex;
 

@@ -1,6 +1,6 @@
-//! The next token of each row. Temperature first, then top-k, then top-p (nucleus sampling, Holtzman et al., 2020), then
-//! one uniform number through the inverse of the cumulative distribution in vocabulary order. Temperature 0 takes the
-//! most likely token, the first of equals.
+//! The next token of each row. Temperature first, then top-k, then top-p (nucleus sampling, Holtzman et al., 2020),
+//! then one uniform number through the inverse of the cumulative distribution in vocabulary order. Temperature 0 takes
+//! the most likely token, the first of equals.
 
 use super::math::Real;
 

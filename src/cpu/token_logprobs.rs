@@ -1,6 +1,6 @@
 //! Log-softmax, gather and entropy in one pass over a row of logits, with z = logits / temperature:
-//! logprob = z_y - logsumexp(z), entropy = logsumexp(z) - sum softmax(z) z. The log-probabilities of the whole vocabulary
-//! never exist. Backward overwrites the logits with their gradient:
+//! logprob = z_y - logsumexp(z), entropy = logsumexp(z) - sum softmax(z) z. The log-probabilities of the whole
+//! vocabulary never exist. Backward overwrites the logits with their gradient:
 //! dz_j = dlogprob (1[j = y] - p_j) - dentropy p_j (ln p_j + entropy), dlogits = dz / temperature.
 
 use super::math::{LANES, Real, fold, max_of};

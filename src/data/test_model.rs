@@ -18,7 +18,8 @@ pub(super) const IM_END: i32 = 3;
 
 /// ChatML, without generation tags.
 pub(super) const CHATML: &str = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content \
-                                 + '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
+                                 + '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}\
+                                 {{ '<|im_start|>assistant\\n' }}{% endif %}";
 
 /// Writes tokenizer.json: 4 special tokens, 256 bytes, and the merges `th`, `the` and ` a`.
 pub(super) fn write_tokenizer(dir: &Path) {

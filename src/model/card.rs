@@ -80,16 +80,15 @@ impl Card<'_> {
 
     /// What a user of the scores must know.
     fn score_notes(&self, config: &ModelConfig) -> String {
-        let mut text = "\n## Reading the score\n\nThe score is one number for the whole text, taken at its last token (the end-of-text \
-                        token, if the text has one). Only differences between scores of answers to the same prompt have a \
-                        meaning.\n"
-            .to_owned();
+        let mut text = String::from("\n## Reading the score\n\nThe score is one number for the whole text, ");
+        text.push_str("taken at its last token (the end-of-text token, if the text has one). ");
+        text.push_str("Only differences between scores of answers to the same prompt have a meaning.\n");
         let pad = config.pad_token_id.or(config.eos_token_ids.first().copied());
         if pad.is_some_and(|pad| config.eos_token_ids.contains(&pad)) {
             text.push_str(
                 "\nIn this model the padding token is also an end-of-text token. transformers finds the last token by \
-                 looking for padding, so there a text that ends with this token is scored one token earlier than it was in \
-                 training.\n",
+                 looking for padding, so there a text that ends with this token is scored one token earlier than \
+                 it was in training.\n",
             );
         }
         text

@@ -204,9 +204,9 @@ impl Weights {
     /// Reads a tensor in row-major order; bf16 and f16 are widened exactly.
     ///
     /// # Errors
-    /// `weights-missing-tensor`; `weights-shape` when it is not `expected_shape`; `weights-dtype` for a dtype other than
-    /// F32, BF16 and F16; `weights-not-finite` naming the first NaN or infinity; `weights-truncated` when the file has
-    /// shrunk since it was opened; `memory`; input and output errors.
+    /// `weights-missing-tensor`; `weights-shape` when it is not `expected_shape`; `weights-dtype` for a dtype other
+    /// than F32, BF16 and F16; `weights-not-finite` naming the first NaN or infinity; `weights-truncated` when the file
+    /// has shrunk since it was opened; `memory`; input and output errors.
     pub fn read_f32(&self, name: &str, expected_shape: &[usize]) -> Result<Vec<f32>> {
         let (stored_name, file, tensor, dtype) = self.checked(name, expected_shape)?;
         let values = file.read(tensor, dtype)?;

@@ -265,7 +265,8 @@ impl ModelConfig {
         }
         map.insert("architectures".into(), json!([self.architecture.class(head)]));
         map.insert("model_type".into(), self.architecture.model_type().into());
-        // Releases before 4.56 read only `torch_dtype`, later ones read both: only a source that uses the new key gets it.
+        // Releases before 4.56 read only `torch_dtype`, later ones read both: only a source that uses the new key gets
+        // it.
         let dtype_keys = ["torch_dtype", "dtype"].into_iter().filter(|key| map.contains_key(*key)).collect::<Vec<_>>();
         for key in if dtype_keys.is_empty() { vec!["torch_dtype"] } else { dtype_keys } {
             map.insert(key.into(), dtype.name().into());

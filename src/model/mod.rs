@@ -42,8 +42,8 @@ impl Model {
     /// Reads a model directory. Weights are widened to f32.
     ///
     /// # Errors
-    /// Those of [`ModelConfig::load`] and of [`checkpoint::Weights`]: everything that does not fit is named, and nothing
-    /// is made up.
+    /// Those of [`ModelConfig::load`] and of [`checkpoint::Weights`]: everything that does not fit is named, and
+    /// nothing is made up.
     pub fn load(device: &Device, dir: &Path) -> Result<Self> {
         let config = ModelConfig::load(dir)?;
         checkpoint::check_copied(dir)?;

@@ -1,5 +1,5 @@
-//! From scores to per-token rewards: the missing-EOS penalty, clipping, the KL penalty, and the controller that may move
-//! its coefficient.
+//! From scores to per-token rewards: the missing-EOS penalty, clipping, the KL penalty, and the controller that may
+//! move its coefficient.
 
 use crate::config::KlEstimator;
 

@@ -41,7 +41,7 @@ pub(crate) fn gae(
     check("gae", rewards.len() == values.len(), &[rewards, values])?;
     match rewards.device() {
         Device::Cpu => floats!(rewards, T => {
-            let (mut advantages, mut returns) = (cpu::pool::take::<T>(rewards.len()), cpu::pool::take::<T>(rewards.len()));
+            let [mut advantages, mut returns] = [(); 2].map(|()| cpu::pool::take::<T>(rewards.len()));
             let inputs = [&rewards.read::<T>()[..], &values.read::<T>()[..]];
             cpu::gae::forward(&mut advantages, &mut returns, inputs, offsets, [gamma as T, lam as T]);
             let device = rewards.device();

@@ -222,7 +222,8 @@ fn ppo() {
                 scale: 1.0 / n as f64,
             };
             assert_gradients("ppo_loss", &[&[n], &[n]], &|t| {
-                // The inputs pass through an addition, so that a clipped token's zero gradient is measured beside others.
+                // The inputs pass through an addition, so that a clipped token's zero gradient is measured beside
+                // others.
                 let tokens = ppo_loss::Tokens {
                     logprobs: t[0].clone(),
                     old_logprobs: constant(31),

@@ -1,6 +1,6 @@
 //! Layer normalisation, alone or with the residual sum before it. Forward: xh = (x - mean) r, r = 1 / sqrt(var + eps),
-//! y = xh w + b. Backward: with g = w dy, dx = r (g - mean(g) - xh mean(g xh)), dw = sum dy xh, db = sum dy. Saved: x and
-//! [mean, r] per row. Source: Ba, Kiros and Hinton, "Layer normalization", 2016.
+//! y = xh w + b. Backward: with g = w dy, dx = r (g - mean(g) - xh mean(g xh)), dw = sum dy xh, db = sum dy. Saved: x
+//! and [mean, r] per row. Source: Ba, Kiros and Hinton, "Layer normalization", 2016.
 
 use crate::autograd::{Grad, record};
 use crate::cpu;

@@ -1,5 +1,6 @@
-//! Rotary positions. Forward: each pair (x_i, x_(i + HD/2)) of a head is turned by position x frequency_i. Backward: the
-//! turn the other way. Nothing is saved but the positions. Source: Su et al., "RoFormer", 2021 (half-split pairing).
+//! Rotary positions. Forward: each pair (x_i, x_(i + HD/2)) of a head is turned by position x frequency_i. Backward:
+//! the turn the other way. Nothing is saved but the positions. Source: Su et al., "RoFormer", 2021 (half-split
+//! pairing).
 
 use crate::autograd::record;
 use crate::cpu;

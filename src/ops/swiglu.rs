@@ -1,5 +1,5 @@
-//! The gated activation. Forward: y = silu(gate) up. Backward, with s = sigmoid(gate): dgate = dy up (s + gate s (1 - s)),
-//! dup = dy gate s. Saved: the input. Source: Shazeer, "GLU variants improve transformer", 2020.
+//! The gated activation. Forward: y = silu(gate) up. Backward, with s = sigmoid(gate): dgate = dy up (s + gate s (1 -
+//! s)), dup = dy gate s. Saved: the input. Source: Shazeer, "GLU variants improve transformer", 2020.
 
 use crate::autograd::record;
 use crate::cpu;

@@ -1,7 +1,7 @@
-//! The language-model head and what is read off it: with z = (h W^T) / temperature, logprob = z_y - logsumexp(z) and the
-//! entropy of softmax(z). Logits exist a chunk of rows at a time and are overwritten by their own gradient:
-//! dz_j = dlogprob (1[j = y] - p_j) - dentropy p_j (ln p_j + entropy). Saved: h, four numbers a row, and the logits only
-//! if one chunk holds them all; else backward makes each chunk again.
+//! The language-model head and what is read off it: with z = (h W^T) / temperature, logprob = z_y - logsumexp(z) and
+//! the entropy of softmax(z). Logits exist a chunk of rows at a time and are overwritten by their own gradient:
+//! dz_j = dlogprob (1[j = y] - p_j) - dentropy p_j (ln p_j + entropy). Saved: h, four numbers a row, and the logits
+//! only if one chunk holds them all; else backward makes each chunk again.
 
 use crate::autograd::{Grad, record};
 use crate::cpu;

@@ -1,5 +1,5 @@
-//! The learning rate as a function of the step: a linear warm-up, then constant, linear or cosine decay. The formulas are
-//! those of transformers' schedules of the same names; step 0 of a warm-up has rate 0.
+//! The learning rate as a function of the step: a linear warm-up, then constant, linear or cosine decay. The formulas
+//! are those of transformers' schedules of the same names; step 0 of a warm-up has rate 0.
 
 use crate::config::SchedulerType;
 

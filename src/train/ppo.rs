@@ -127,7 +127,10 @@ pub(crate) fn check_prompts(prompts: &[PromptExample], batch_size: usize) -> Res
     }
     Err(Error::input("dataset-smaller-than-batch", format!("{} prompts do not fill one batch", prompts.len()))
         .because(format!("a PPO batch is {batch_size} episodes"))
-        .fix("give more prompts, or lower --per-device-train-batch-size, --gradient-accumulation-steps or --num-mini-batches"))
+        .fix(
+            "give more prompts, or lower --per-device-train-batch-size, --gradient-accumulation-steps or \
+              --num-mini-batches",
+        ))
 }
 
 /// Full batches of prompts without end: what an epoch's last batch lacks comes from the next epoch.
@@ -280,8 +283,8 @@ fn coefficients(config: &PpoConfig, tokens: usize) -> Coefficients {
     }
 }
 
-/// Before the first step on a rollout the trainer is the policy that sampled it: the ratio is 1. On the CPU both use the
-/// same arithmetic in the same order, so the log-probabilities agree to the bit.
+/// Before the first step on a rollout the trainer is the policy that sampled it: the ratio is 1. On the CPU both use
+/// the same arithmetic in the same order, so the log-probabilities agree to the bit.
 fn check_on_policy(done: &Updated) -> Result<()> {
     if done.logp_diff_max == 0.0 {
         return Ok(());

@@ -73,8 +73,8 @@ fn train_sft(name: &str, micro: usize, accumulate: usize, steps: usize) -> Model
     sft::train(model(name), &data, &each(24), &[], &config, &mut Journal::silent(), &mut quiet()).unwrap()
 }
 
-/// GPT-2 is left out here: its key biases have a true gradient of zero (they shift all scores of a row alike), and AdamW
-/// turns the rounding there into whole steps.
+/// GPT-2 is left out here: its key biases have a true gradient of zero (they shift all scores of a row alike), and
+/// AdamW turns the rounding there into whole steps.
 #[test]
 fn micro_batches_change_nothing_but_rounding() {
     for name in ["llama_tied", "qwen3_untied"] {

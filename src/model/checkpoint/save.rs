@@ -1,6 +1,6 @@
-//! Writes a model directory that transformers, vLLM and llama.cpp load: weights under sorted names in one dtype, sharded
-//! with an index above a size, the source's tokenizer files byte for byte. `config.json` goes first and comes last, so
-//! a directory that was not finished is not taken for a model. Equal input gives equal bytes.
+//! Writes a model directory that transformers, vLLM and llama.cpp load: weights under sorted names in one dtype,
+//! sharded with an index above a size, the source's tokenizer files byte for byte. `config.json` goes first and comes
+//! last, so a directory that was not finished is not taken for a model. Equal input gives equal bytes.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -66,8 +66,8 @@ pub struct ModelFiles<'a> {
     pub shard_bytes_max: u64,
 }
 
-/// Saves a model into the existing directory `dir`. `values` gives each tensor's values, once, in the order of the names.
-/// Weights files of an earlier model there are removed.
+/// Saves a model into the existing directory `dir`. `values` gives each tensor's values, once, in the order of the
+/// names. Weights files of an earlier model there are removed.
 ///
 /// # Errors
 /// `save-not-finite` and `save-overflow` (exit code 6) naming tensor and index; `save-tensor` (failure) when a name
@@ -194,7 +194,8 @@ fn shards(tensors: &[TensorSpec], dtype: StoredDtype, bytes_max: u64) -> Result<
     Ok(full)
 }
 
-/// Checks that what [`save_model`] copies from `source` can be copied: better known before a training run than after it.
+/// Checks that what [`save_model`] copies from `source` can be copied: better known before a training run than after
+/// it.
 ///
 /// # Errors
 /// `model-link`, `model-file`; input and output errors.

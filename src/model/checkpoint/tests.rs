@@ -304,7 +304,10 @@ fn a_header_is_not_believed() {
 
 #[test]
 fn odd_but_valid_headers_are_read() {
-    let empty = r#"{"z":{"dtype":"F32","shape":[0,3],"data_offsets":[4,4]},"a":{"dtype":"F32","shape":[],"data_offsets":[0,4]}}   "#;
+    let empty = concat!(
+        r#"{"z":{"dtype":"F32","shape":[0,3],"data_offsets":[4,4]},"#,
+        r#""a":{"dtype":"F32","shape":[],"data_offsets":[0,4]}}   "#
+    );
     let weights = open(&file(empty, 4)).unwrap();
     assert_eq!(weights.read_f32("a", &[]).unwrap(), [0.0]);
     assert!(weights.read_f32("z", &[0, 3]).unwrap().is_empty());
@@ -313,7 +316,10 @@ fn odd_but_valid_headers_are_read() {
 
 #[test]
 fn tensors_that_do_not_fit_are_named() {
-    let header = r#"{"wte.weight":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},"i":{"dtype":"I64","shape":[1],"data_offsets":[24,32]}}"#;
+    let header = concat!(
+        r#"{"wte.weight":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},"#,
+        r#""i":{"dtype":"I64","shape":[1],"data_offsets":[24,32]}}"#
+    );
     let mut bytes = file(header, 32);
     let weights = open(&bytes).unwrap();
     let error = weights.read_f32("wpe.weight", &[2, 3]).unwrap_err();

@@ -1,5 +1,5 @@
-//! What comes from a model directory: its files, which no link may lead away from, JSON without repeated keys, and typed
-//! access to the keys of an object. It knows keys, not models.
+//! What comes from a model directory: its files, which no link may lead away from, JSON without repeated keys, and
+//! typed access to the keys of an object. It knows keys, not models.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -122,7 +122,8 @@ pub(crate) fn printable(text: &str) -> String {
 /// to another place in the directory, or from a `snapshots` directory of the Hugging Face cache to its `blobs`.
 ///
 /// # Errors
-/// `model-not-directory`; `model-link` for a link that leaves, `model-file` for what is not a plain file; input and output errors.
+/// `model-not-directory`; `model-link` for a link that leaves, `model-file` for what is not a plain file; input and
+/// output errors.
 pub(crate) fn model_file(dir: &Path, name: &str) -> Result<Option<PathBuf>> {
     let home = dir.canonicalize().map_err(|e| Error::io("looking for the model directory", dir, &e))?;
     if !home.is_dir() {
