@@ -398,7 +398,7 @@ fn number(text: &str, holds: impl Fn(f64) -> bool, wanted: &str) -> std::result:
     }
 }
 
-/// Below this, logits divided by the temperature leave the range of f32; their order is that of greedy decoding long before.
+/// Far below this, logits divided by the temperature leave the range of f32; what is sampled is greedy long before.
 const TEMPERATURE_MIN: f64 = 1e-4;
 
 pub(crate) fn temperature(text: &str) -> std::result::Result<f64, String> {

@@ -8,7 +8,6 @@ use std::{fs, path::Path, sync::OnceLock};
 
 /// What may stay: the rule, the place (a file, `file::function` inside a function, or a `folder/`), the reason.
 const EXCEPTIONS: &[(&str, &str, &str)] = &[
-    ("function length", "tests/badinput/", "a table of cases, one a line"),
     ("panic", "src/cpu/matmul.rs::gemm", "the unsafe call below relies on what is asserted"),
     ("long header", "src/lib.rs", "the front page of the documentation: bird's-eye view, dataflow, example"),
     ("places", "src/cpu/math.rs", "scalar functions that operations share"),

@@ -235,8 +235,8 @@ pub(super) fn dataset<'a>(run: &'a RunArgs, eval: Option<&EvalArgs>) -> Result<&
     Ok(dataset)
 }
 
-/// An error where the file `output` cannot be put: over the `input` itself, or over what is no plain file. The new file takes
-/// the place of the old one, so a link would be lost, and with `/dev/stdout` one of the system's own.
+/// An error where the file `output` cannot be put: over the `input` itself, or over what is no plain file. The new
+/// file takes the place of the old one, so a link would be lost, and with `/dev/stdout` one of the system's own.
 pub(super) fn check_output(output: &Path, input: &Path) -> Result<()> {
     let refuse = |id, what: &str| {
         let error = Error::usage(id, what).at(output.display().to_string());
