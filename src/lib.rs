@@ -56,6 +56,7 @@ pub mod model;
 mod objective;
 mod ops;
 mod optim;
+pub mod ptx;
 mod random;
 mod tensor;
 pub mod train;
