@@ -2,7 +2,7 @@
 //! transformers reads them. There is never a substitute for a missing tokenizer, and truncation, padding and dropout
 //! that the file asks for are not applied behind the caller's back.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Map, Value};
 use tokenizers::processors::PostProcessorWrapper;
@@ -14,22 +14,6 @@ use crate::error::{Error, Result};
 
 /// The largest tokenizer.json that is read, in bytes; the largest known one has 33 MiB.
 const TOKENIZER_BYTES_MAX: u64 = 512 << 20;
-
-/// The files that make up a tokenizer and its templates, for the saver.
-const FILES: [&str; 12] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "chat_template.jinja",
-    "chat_template.json",
-];
 
 /// The names under which the special tokens stand in the files, and under which a template sees them.
 const SPECIAL_NAMES: [&str; 7] =
@@ -50,7 +34,6 @@ pub struct Encoding {
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
-    files: Vec<PathBuf>,
     special: Map<String, Value>,
     eos_id: Option<i32>,
     eos_ids: Vec<i32>,
@@ -83,7 +66,6 @@ impl Tokenizer {
         let map = read_object(&dir.join("special_tokens_map.json"))?;
         let mut tokenizer = Self {
             inner,
-            files: files_in(dir),
             special: special_tokens(&config, &map),
             eos_id: None,
             eos_ids: Vec::new(),
@@ -168,11 +150,6 @@ impl Tokenizer {
     /// Remarks that the user should see: settings of the model's files that disagree.
     pub fn notes(&self) -> &[String] {
         &self.notes
-    }
-
-    /// The tokenizer's files, to be copied byte for byte into every model saved from this one.
-    pub fn tokenizer_files(&self) -> Vec<PathBuf> {
-        self.files.clone()
     }
 
     /// Checks that the model has a row for every id that can come out. Error `vocabulary-too-small`.
@@ -411,17 +388,6 @@ fn added_token(value: &Value) -> Option<AddedToken> {
     let normalized = token.normalized;
     let token = token.lstrip(flag("lstrip", false)?).rstrip(flag("rstrip", false)?);
     Some(token.single_word(flag("single_word", false)?).normalized(flag("normalized", normalized)?))
-}
-
-/// The tokenizer's files that are there, and the additional templates in their own folder.
-fn files_in(dir: &Path) -> Vec<PathBuf> {
-    let mut files: Vec<_> = FILES.iter().map(|name| dir.join(name)).filter(|path| path.is_file()).collect();
-    let additional = std::fs::read_dir(dir.join("additional_chat_templates"));
-    let mut additional: Vec<_> = additional.into_iter().flatten().flatten().map(|entry| entry.path()).collect();
-    additional.retain(|path| path.extension().is_some_and(|name| name == "jinja") && path.is_file());
-    additional.sort();
-    files.append(&mut additional);
-    files
 }
 
 #[cfg(test)]

@@ -65,8 +65,6 @@ fn special_tokens_and_vocabulary() {
     assert_eq!(error.id(), "vocabulary-too-small");
     assert!(error.to_string().contains("\"Ġa\" with id 262"), "{error}");
     assert_eq!(tokenizer.decode(&[-1], false).unwrap_err().id(), "token-out-of-vocabulary");
-    let names: Vec<_> = tokenizer.tokenizer_files().iter().map(|path| path.file_name().unwrap().to_owned()).collect();
-    assert_eq!(names, ["tokenizer.json", "tokenizer_config.json"]);
     std::fs::write(dir.path().join("special_tokens_map.json"), r#"{"bos_token": "</s>", "unk_token": "th"}"#).unwrap();
     let tokenizer = Tokenizer::load(dir.path()).unwrap();
     assert_eq!((tokenizer.bos_token_id(), tokenizer.unk_token_id()), (Some(BOS), Some(260)));
