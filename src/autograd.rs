@@ -9,8 +9,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::cpu;
 use crate::device::Device;
+use crate::device::kernel::{ELEMENTWISE, Kernel};
+use crate::device::launch::Launch;
 use crate::error::{Error, Result};
 use crate::tensor::{Tensor, floats};
+
+const ADD: Kernel = Kernel::new(&ELEMENTWISE, "add_bf16", "add_f32");
+const ADD_ASSIGN: Kernel = Kernel::new(&ELEMENTWISE, "add_assign_bf16", "add_assign_f32");
+const ASSIGN: Kernel = Kernel::new(&ELEMENTWISE, "assign_bf16", "assign_f32");
+const THREADS: usize = 256;
 
 /// The rule of one recorded operation: gradients of its outputs in, gradients of its inputs out (`None` for an input
 /// that has none, or that is a parameter and was written into its slot).
@@ -91,6 +98,14 @@ impl Tensor {
     /// Whether a gradient flows into this tensor.
     pub(crate) fn needs_grad(&self) -> bool {
         !matches!(self.origin, Origin::None)
+    }
+
+    /// Runs the rule of the operation that made this tensor and walks no further: what the benchmarks time.
+    pub(crate) fn rule_alone(&self, grads: &[Option<Tensor>]) -> Result<Vec<Option<Tensor>>> {
+        match &self.origin {
+            Origin::Node { node, .. } => (node.rule)(grads),
+            _ => Err(Error::failure("no-rule", "no recorded operation made this tensor")),
+        }
     }
 
     /// The gradient slot, if this tensor is a trained parameter; an error if it is an activation, whose gradient a rule
@@ -190,6 +205,16 @@ fn deliver(waiting: &mut BTreeMap<u64, Pending>, origin: Origin, grad: Tensor) -
 /// Writes a returned gradient into a parameter's slot, for rules that do not write there themselves.
 fn accumulate(slot: &Grad, grad: &Tensor) -> Result<()> {
     match slot.tensor.device() {
+        Device::Gpu(gpu) => {
+            let accumulate = slot.claim();
+            let kernel = if accumulate { ADD_ASSIGN } else { ASSIGN };
+            Launch::new(gpu, kernel.of(grad.dtype())?)
+                .blocks(grad.len().div_ceil(4 * THREADS), THREADS)
+                .sum(&slot.tensor, accumulate)
+                .tensor(grad)
+                .long(grad.len())
+                .run()
+        }
         Device::Cpu => floats!(grad, T => {
             let (mut out, inp) = (slot.tensor.write::<T>(), grad.read::<T>());
             if slot.claim() { cpu::elementwise::add_assign(&mut out, &inp) } else { out.copy_from_slice(&inp) }
@@ -201,6 +226,19 @@ fn accumulate(slot: &Grad, grad: &Tensor) -> Result<()> {
 /// sum += grad, in place where the sum is held by nobody else (a rule may hand the same gradient to two inputs).
 fn add_into(sum: &mut Tensor, grad: &Tensor) -> Result<()> {
     match sum.device() {
+        Device::Gpu(gpu) => {
+            let out =
+                if sum.is_unique() { sum.clone() } else { Tensor::empty(sum.device(), sum.dtype(), sum.shape())? };
+            Launch::new(gpu, ADD.of(grad.dtype())?)
+                .blocks(grad.len().div_ceil(4 * THREADS), THREADS)
+                .tensor(&out)
+                .tensor(sum)
+                .tensor(grad)
+                .long(grad.len())
+                .run()?;
+            *sum = out;
+            Ok(())
+        }
         Device::Cpu => floats!(grad, T => {
             if !sum.is_unique() {
                 let copy = sum.read::<T>().to_vec();

@@ -55,10 +55,10 @@ pub struct RunArgs {
     /// Where everything is written; must not exist, or be empty
     #[arg(long, value_name = "DIR")]
     pub output_dir: Option<PathBuf>,
-    /// Where to compute: auto, cpu
+    /// Where to compute: auto, cpu, cuda, cuda:N (the N-th GPU, from 0), emulated (the GPU's kernels, on the CPU)
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: String,
-    /// Floats to compute in; auto is f32 on the CPU
+    /// Floats to compute in; auto is f32 on the CPU and bf16 on a GPU
     #[arg(long, default_value = "auto", value_enum)]
     pub dtype: ComputeDType,
     /// Random numbers of this run [HF: 42]

@@ -9,8 +9,21 @@ pub(crate) enum DType {
     F64,
     /// 32-bit float: everything the CPU computes; parameters' gradients, masters and moments everywhere.
     F32,
+    /// bfloat16: weights, activations and logits on a GPU, where arithmetic is f32; never on the CPU.
+    BF16,
     /// 32-bit integer: token ids, positions, offsets.
     I32,
+}
+
+impl DType {
+    /// Bytes of one element.
+    pub(crate) fn bytes(self) -> usize {
+        match self {
+            DType::F64 => 8,
+            DType::F32 | DType::I32 => 4,
+            DType::BF16 => 2,
+        }
+    }
 }
 
 impl fmt::Display for DType {
@@ -18,6 +31,7 @@ impl fmt::Display for DType {
         f.write_str(match self {
             DType::F64 => "f64",
             DType::F32 => "f32",
+            DType::BF16 => "bf16",
             DType::I32 => "i32",
         })
     }

@@ -3,20 +3,20 @@
 //! # Bird's-eye view
 //!
 //! ```text
-//! cli -> train -> { data, model, objective, optim } -> ops -> { autograd -> tensor -> device, cpu }
+//! cli -> train -> { data, model, objective, optim } -> ops -> { autograd -> tensor -> device -> ptx, cpu }
 //! ```
 //!
 //! Data enters at the top of a trainer and leaves at its bottom. [`data`] turns files into rows of tokens; [`model`]
 //! turns tokens into log-probabilities, values and scores; `objective` is the mathematics of RLHF, without state and
 //! without models; `optim` moves the parameters; [`train`] holds the loops, one file each. Below them `ops` has one
-//! file an operation, whose arithmetic is specified in `cpu` in plain loops.
+//! file an operation, whose arithmetic is specified in `cpu` in plain loops and done on a GPU by `kernels/*.cu`,
+//! through one of two drivers in `device`: CUDA, or the emulator of [`ptx`].
 //!
 //! # One PPO step
 //!
 //! queries -> responses -> logprobs, ref_logprobs, values -> scores -> rewards -> advantages, returns -> loss ->
 //! gradients -> parameters. [`train::ppo`] is that list; a reader's way to the arithmetic of attention is `cli/ppo.rs`,
-//! `train/ppo.rs`,
-//! `model/transformer.rs`, `ops/attention.rs`, `cpu/attention.rs`.
+//! `train/ppo.rs`, `model/transformer.rs`, `ops/attention.rs`, and there `kernels/attention.cu` or `cpu/attention.rs`.
 //!
 //! # As a library
 //!
@@ -44,6 +44,8 @@
 //! ```
 
 mod autograd;
+#[doc(hidden)]
+pub mod bench;
 pub mod cli;
 pub mod config;
 mod cpu;
@@ -58,6 +60,7 @@ mod ops;
 mod optim;
 pub mod ptx;
 mod random;
+mod selftest;
 mod tensor;
 pub mod train;
 

@@ -1,11 +1,15 @@
 //! A tensor is a handle: a view (offset and shape, always contiguous) of shared storage, and where it came from: a node
-//! of the tape, a parameter with its gradient slot, or nothing that has a gradient.
+//! of the tape, a parameter with its gradient slot, or nothing that has a gradient. Storage is a vector on the host, or
+//! a buffer on a GPU; integers that came from the host (ids, positions, indices) stay readable there.
 
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::autograd::Origin;
 use crate::cpu;
-use crate::device::Device;
+use crate::device::buffer::Buffer;
+use crate::device::driver::Written;
+use crate::device::launch::OnDevice;
+use crate::device::{Device, Gpu};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 
@@ -18,7 +22,7 @@ pub(crate) enum Data {
 }
 
 /// A type that a host tensor can hold.
-pub(crate) trait Element: Copy + Default + Send + Sync + 'static {
+pub(crate) trait Element: bytemuck::Pod + Default + Send + Sync {
     const DTYPE: DType;
     fn slice(data: &Data) -> &[Self];
     fn slice_mut(data: &mut Data) -> &mut [Self];
@@ -59,18 +63,28 @@ pub(crate) struct Storage {
     device: Device,
     dtype: DType,
     // One host thread owns the device, so the lock is never contended; it makes sharing safe without `unsafe`.
-    data: RwLock<Data>,
+    // Of a GPU's tensor: the integers it was made of, or nothing.
+    host: RwLock<Data>,
+    buffer: Option<Buffer>,
 }
 
 impl Storage {
-    pub(crate) fn new<T: Element>(device: &Device, vec: Vec<T>) -> Arc<Self> {
-        Arc::new(Self { device: device.clone(), dtype: T::DTYPE, data: RwLock::new(T::data(vec)) })
+    fn on_host<T: Element>(vec: Vec<T>) -> Arc<Self> {
+        Arc::new(Self { device: Device::Cpu, dtype: T::DTYPE, host: RwLock::new(T::data(vec)), buffer: None })
+    }
+
+    fn on_gpu(gpu: &Gpu, dtype: DType, elements: usize, host: Data) -> Result<Arc<Self>> {
+        if dtype == DType::F64 {
+            return Err(Error::shape("f64 tensors live on the CPU"));
+        }
+        let buffer = Some(Buffer::new(gpu, elements * dtype.bytes())?);
+        Ok(Arc::new(Self { device: Device::Gpu(gpu.clone()), dtype, host: RwLock::new(host), buffer }))
     }
 }
 
 impl Drop for Storage {
     fn drop(&mut self) {
-        let data = self.data.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let data = self.host.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
         match std::mem::replace(data, Data::I32(Vec::new())) {
             Data::F32(vec) => cpu::pool::give(vec),
             Data::F64(vec) => cpu::pool::give(vec),
@@ -123,20 +137,30 @@ impl<T: Element> std::ops::DerefMut for Write<'_, T> {
 }
 
 impl Tensor {
-    /// A tensor of `shape` that owns `vec`. The lengths must agree.
+    /// A tensor of `shape` that holds `vec`. The lengths must agree.
     pub(crate) fn new<T: Element>(device: &Device, shape: &[usize], vec: Vec<T>) -> Result<Self> {
         if shape.iter().product::<usize>() != vec.len() {
             return Err(Error::shape(format!("{} elements do not fill shape {shape:?}", vec.len())));
         }
-        Ok(Self { storage: Storage::new(device, vec), offset: 0, shape: shape.to_vec(), origin: Origin::None })
+        let Device::Gpu(gpu) = device else { return Ok(Self::of(Storage::on_host(vec), shape)) };
+        let host = if T::DTYPE == DType::I32 { T::data(vec.clone()) } else { Data::I32(Vec::new()) };
+        let tensor = Self::of(Storage::on_gpu(gpu, T::DTYPE, vec.len(), host)?, shape);
+        gpu.driver().upload(tensor.place(gpu)?.0, bytemuck::cast_slice(&vec))?;
+        Ok(tensor)
+    }
+
+    fn of(storage: Arc<Storage>, shape: &[usize]) -> Self {
+        Self { storage, offset: 0, shape: shape.to_vec(), origin: Origin::None }
     }
 
     /// A tensor of `shape` and `dtype` made from f64 values, rounded where the dtype is narrower.
     pub(crate) fn from_f64(device: &Device, dtype: DType, shape: &[usize], values: &[f64]) -> Result<Self> {
         match dtype {
             DType::F64 => Self::new(device, shape, values.to_vec()),
-            DType::F32 => Self::new(device, shape, values.iter().map(|x| *x as f32).collect()),
             DType::I32 => Self::new(device, shape, values.iter().map(|x| *x as i32).collect()),
+            DType::F32 | DType::BF16 => {
+                Self::from_f32(device, dtype, shape, values.iter().map(|x| *x as f32).collect())
+            }
         }
     }
 
@@ -144,19 +168,88 @@ impl Tensor {
     pub(crate) fn from_f32(device: &Device, dtype: DType, shape: &[usize], values: Vec<f32>) -> Result<Self> {
         match dtype {
             DType::F32 => Self::new(device, shape, values),
+            DType::BF16 => {
+                let tensor = Self::empty(device, dtype, shape)?;
+                tensor.set(&values)?;
+                Ok(tensor)
+            }
             _ => Self::from_f64(device, dtype, shape, &values.iter().map(|x| f64::from(*x)).collect::<Vec<_>>()),
         }
     }
 
     /// A tensor of zeros.
-    pub(crate) fn zeros(device: &Device, dtype: DType, shape: &[usize]) -> Self {
+    pub(crate) fn zeros(device: &Device, dtype: DType, shape: &[usize]) -> Result<Self> {
         let n = shape.iter().product();
-        let storage = match dtype {
-            DType::F64 => Storage::new(device, vec![0f64; n]),
-            DType::F32 => Storage::new(device, vec![0f32; n]),
-            DType::I32 => Storage::new(device, vec![0i32; n]),
-        };
-        Self { storage, offset: 0, shape: shape.to_vec(), origin: Origin::None }
+        match (device, dtype) {
+            (Device::Gpu(_), _) => {
+                let tensor = Self::empty(device, dtype, shape)?;
+                tensor.clear()?;
+                Ok(tensor)
+            }
+            (Device::Cpu, DType::F64) => Self::new(device, shape, vec![0f64; n]),
+            (Device::Cpu, DType::F32) => Self::new(device, shape, vec![0f32; n]),
+            (Device::Cpu, DType::I32) => Self::new(device, shape, vec![0i32; n]),
+            (Device::Cpu, DType::BF16) => Err(Error::shape("bf16 tensors live on a GPU")),
+        }
+    }
+
+    /// A tensor on a GPU whose elements nobody has written yet; on the CPU, zeros.
+    pub(crate) fn empty(device: &Device, dtype: DType, shape: &[usize]) -> Result<Self> {
+        match device {
+            Device::Cpu => Self::zeros(device, dtype, shape),
+            Device::Gpu(gpu) => {
+                let storage = Storage::on_gpu(gpu, dtype, shape.iter().product(), Data::I32(Vec::new()))?;
+                Ok(Self::of(storage, shape))
+            }
+        }
+    }
+
+    /// A copy with its own elements.
+    pub(crate) fn duplicate(&self) -> Result<Self> {
+        match self.device() {
+            Device::Cpu => match self.dtype() {
+                DType::F64 => Self::new(self.device(), &self.shape, self.read::<f64>().to_vec()),
+                DType::I32 => Self::new(self.device(), &self.shape, self.read::<i32>().to_vec()),
+                _ => Self::new(self.device(), &self.shape, self.read::<f32>().to_vec()),
+            },
+            Device::Gpu(gpu) => {
+                let copy = Self::empty(self.device(), self.dtype(), &self.shape)?;
+                let (to, bytes) = copy.place(gpu)?;
+                gpu.driver().copy(to, self.place(gpu)?.0, bytes as usize)?;
+                Ok(copy)
+            }
+        }
+    }
+
+    /// Overwrites the elements with f32 values, rounded where the dtype is narrower.
+    pub(crate) fn set(&self, values: &[f32]) -> Result<()> {
+        if values.len() != self.len() {
+            return Err(Error::shape(format!("{} values for a tensor of {:?}", values.len(), self.shape)));
+        }
+        match (self.device(), self.dtype()) {
+            (Device::Cpu, DType::F64) => {
+                self.write::<f64>().iter_mut().zip(values).for_each(|(x, v)| *x = f64::from(*v));
+            }
+            (Device::Cpu, _) => self.write::<f32>().copy_from_slice(values),
+            (Device::Gpu(gpu), DType::F32) => gpu.driver().upload(self.place(gpu)?.0, bytemuck::cast_slice(values))?,
+            (Device::Gpu(gpu), DType::BF16) => {
+                let rounded: Vec<half::bf16> = values.iter().map(|x| half::bf16::from_f32(*x)).collect();
+                gpu.driver().upload(self.place(gpu)?.0, bytemuck::cast_slice(&rounded))?;
+            }
+            (Device::Gpu(_), other) => return Err(Error::shape(format!("{other} elements are not set from f32"))),
+        }
+        Ok(())
+    }
+
+    /// Overwrites the elements with zeros.
+    pub(crate) fn clear(&self) -> Result<()> {
+        match self.device() {
+            Device::Cpu => self.set(&vec![0.0; self.len()]),
+            Device::Gpu(gpu) => {
+                let (address, bytes) = self.place(gpu)?;
+                gpu.driver().fill(address, bytes as usize, 0)
+            }
+        }
     }
 
     /// A view of `shape` that starts `offset` elements into this tensor.
@@ -225,32 +318,65 @@ impl Tensor {
     /// The elements, for reading on the host.
     pub(crate) fn read<T: Element>(&self) -> Read<'_, T> {
         debug_assert_eq!(self.dtype(), T::DTYPE);
-        let guard = self.storage.data.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let guard = self.storage.host.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         Read { guard, range: self.range(), element: std::marker::PhantomData }
     }
 
     /// The elements, for writing on the host.
     pub(crate) fn write<T: Element>(&self) -> Write<'_, T> {
         debug_assert_eq!(self.dtype(), T::DTYPE);
-        let guard = self.storage.data.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let guard = self.storage.host.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         Write { guard, range: self.range(), element: std::marker::PhantomData }
     }
 
     /// The elements as f32, copied to the host.
-    pub(crate) fn to_f32(&self) -> Vec<f32> {
-        match self.dtype() {
-            DType::F64 => self.read::<f64>().iter().map(|x| *x as f32).collect(),
-            DType::F32 => self.read::<f32>().to_vec(),
-            DType::I32 => self.read::<i32>().iter().map(|x| *x as f32).collect(),
-        }
+    pub(crate) fn to_f32(&self) -> Result<Vec<f32>> {
+        Ok(match (self.device(), self.dtype()) {
+            (_, DType::I32) => self.read::<i32>().iter().map(|x| *x as f32).collect(),
+            (Device::Cpu, DType::F64) => self.read::<f64>().iter().map(|x| *x as f32).collect(),
+            (Device::Cpu, _) => self.read::<f32>().to_vec(),
+            (Device::Gpu(gpu), DType::BF16) => {
+                let mut data = vec![half::bf16::ZERO; self.len()];
+                gpu.driver().download(bytemuck::cast_slice_mut(&mut data), self.place(gpu)?.0)?;
+                data.into_iter().map(half::bf16::to_f32).collect()
+            }
+            (Device::Gpu(gpu), _) => {
+                let mut data = vec![0f32; self.len()];
+                gpu.driver().download(bytemuck::cast_slice_mut(&mut data), self.place(gpu)?.0)?;
+                data
+            }
+        })
     }
 
     /// The elements as f64, copied to the host.
-    pub(crate) fn to_f64(&self) -> Vec<f64> {
-        match self.dtype() {
-            DType::F64 => self.read::<f64>().to_vec(),
-            DType::F32 => self.read::<f32>().iter().map(|x| f64::from(*x)).collect(),
-            DType::I32 => self.read::<i32>().iter().map(|x| f64::from(*x)).collect(),
+    pub(crate) fn to_f64(&self) -> Result<Vec<f64>> {
+        match (self.device(), self.dtype()) {
+            (Device::Cpu, DType::F64) => Ok(self.read::<f64>().to_vec()),
+            _ => Ok(self.to_f32()?.into_iter().map(f64::from).collect()),
+        }
+    }
+
+    /// Integers that a kernel wrote, copied to the host.
+    pub(crate) fn to_i32(&self) -> Result<Vec<i32>> {
+        match self.device() {
+            Device::Gpu(gpu) if self.dtype() == DType::I32 => {
+                let mut data = vec![0i32; self.len()];
+                gpu.driver().download(bytemuck::cast_slice_mut(&mut data), self.place(gpu)?.0)?;
+                Ok(data)
+            }
+            _ => Ok(self.read::<i32>().to_vec()),
+        }
+    }
+}
+
+impl OnDevice for Tensor {
+    fn place(&self, gpu: &Gpu) -> Result<Written> {
+        match (&self.storage.buffer, self.device()) {
+            (Some(buffer), Device::Gpu(own)) if own == gpu => {
+                let bytes = self.dtype().bytes();
+                Ok((buffer.address() + (self.offset * bytes) as u64, (self.len() * bytes) as u64))
+            }
+            _ => Err(Error::shape(format!("a tensor of {:?} lies on another device", self.shape))),
         }
     }
 }

@@ -5,7 +5,10 @@ use serde_json::{Value, json};
 use crate::support::{Room, completions, conversations, pairs, prompts};
 
 mod answers;
+mod doctor;
+mod emulated;
 mod files;
+mod kernels;
 mod repeat;
 
 /// `rlhf sft` of `model` on `data.jsonl`, short and logged at every step.

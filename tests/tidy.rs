@@ -2,12 +2,17 @@
 //! shows first that its check finds what it is seeded with. What stays although a rule refuses it has a row in
 //! [`EXCEPTIONS`]; a row that excuses nothing fails too. The reader knows words, strings and comments, but no types.
 
-use std::collections::{BTreeSet, HashMap};
+mod source;
+
+use std::collections::BTreeSet;
 use std::{fs, path::Path, sync::OnceLock};
+
+use source::{Source, in_word, sources};
 
 /// What may stay: the rule, the place (a file, `file::function` inside a function, or a `folder/`), the reason.
 const EXCEPTIONS: &[(&str, &str, &str)] = &[
     ("panic", "src/cpu/matmul.rs::gemm", "the unsafe call below relies on what is asserted"),
+    ("file length", "kernels/attention.cu", "forward, decode and backward walk the same tiles, in one order"),
     ("long header", "src/lib.rs", "the front page of the documentation: bird's-eye view, dataflow, example"),
     ("line width", "src/ptx/", "instructions in strings"),
     ("line width", "tests/ptx/", "instructions in strings"),
@@ -20,11 +25,11 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
 /// `ops` nobody sees a launch, hence `device::Device`, nor that there is a CPU.
 const LAYERS: &[(&str, &str)] = &[
     ("main", "cli"),
-    ("cli", "train data model objective optim report selftest ops autograd tensor device cpu ptx FLOOR"),
+    ("cli bench", "train data model objective optim report selftest ops autograd tensor device cpu ptx FLOOR"),
     ("train", "data model objective optim report ops autograd tensor device::Device FLOOR"),
     ("data report", "FLOOR"),
     ("model objective optim", "ops autograd tensor device::Device FLOOR"),
-    ("selftest", "ops autograd tensor cpu device FLOOR"),
+    ("selftest", "ops autograd tensor cpu device ptx FLOOR"),
     ("ops", "autograd tensor cpu device FLOOR"),
     ("autograd", "tensor cpu device FLOOR"),
     // The other half of a tensor is its origin on the tape: these two know each other.
@@ -51,8 +56,10 @@ const WORDS: &[(&str, &str, &str)] = &[
 ];
 const VAGUE_NAMES: &[&str] = &["util", "utils", "helper", "helpers", "manager", "managers", "common", "misc"];
 const PANICS: &[&str] = &["panic", "todo", "unimplemented", "unreachable", "dbg", "assert", "assert_eq", "assert_ne"];
-const ITEMS: &[&str] = &["mod", "fn", "use", "impl", "const", "struct"];
 const UNWRAPS: &[&str] = &["unwrap", "expect", "unwrap_err", "expect_err"];
+
+/// Where the selftest's table is.
+const CASES: &str = "src/selftest/cases/";
 
 /// Operations whose kernel has the name that the field gives to it.
 const KERNELS: &[(&str, &str)] = &[("matmul", "gemm")];
@@ -86,258 +93,6 @@ fn files() -> &'static [File] {
         found.sort();
         found
     })
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Word,
-    /// A string or a character, never code.
-    Literal,
-    Comment,
-    /// Everything else: a bracket, `::`, a number, a lifetime.
-    Sign,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Token<'a> {
-    kind: Kind,
-    text: &'a str,
-    /// The line that it starts in.
-    line: usize,
-}
-
-fn in_word(c: char) -> bool {
-    c.is_alphanumeric() || c == '_'
-}
-
-fn lex(text: &str) -> Vec<Token<'_>> {
-    let (mut tokens, mut at, mut line) = (Vec::new(), 0, 1);
-    while let Some(first) = text[at..].chars().next() {
-        let (kind, length) = next_token(&text[at..], first);
-        let text = &text[at..at + length];
-        if !first.is_whitespace() {
-            tokens.push(Token { kind, text, line });
-        }
-        line += text.matches('\n').count();
-        at += length;
-    }
-    tokens
-}
-
-/// The kind and the bytes of the token that `rest` begins with.
-fn next_token(rest: &str, first: char) -> (Kind, usize) {
-    let word = rest.find(|c| !in_word(c)).unwrap_or(rest.len());
-    let (prefix, body) = rest.split_at(word);
-    let hashes = body.bytes().take_while(|b| *b == b'#').count();
-    let mut after = rest.chars().skip(1);
-    match (prefix, first) {
-        _ if rest.starts_with("//") => (Kind::Comment, rest.find('\n').unwrap_or(rest.len())),
-        _ if rest.starts_with("/*") => (Kind::Comment, block_comment(rest)),
-        ("" | "b" | "c", _) if body.starts_with('"') => (Kind::Literal, word + quoted(body, '"')),
-        ("b", _) if body.starts_with('\'') => (Kind::Literal, word + quoted(body, '\'')),
-        ("r" | "br" | "cr", _) if body[hashes..].starts_with('"') => {
-            let (start, end) = (hashes + 1, format!("\"{}", "#".repeat(hashes)));
-            (Kind::Literal, word + body[start..].find(&end).map_or(body.len(), |at| start + at + end.len()))
-        }
-        (_, '\'') => match (after.next(), after.next()) {
-            (Some('\\'), _) | (_, Some('\'')) => (Kind::Literal, quoted(rest, '\'')),
-            _ => (Kind::Sign, 1 + rest[1..].find(|c| !in_word(c)).unwrap_or(rest.len() - 1)),
-        },
-        ("", _) => (Kind::Sign, if rest.starts_with("::") { 2 } else { first.len_utf8() }),
-        _ => (if first.is_ascii_digit() { Kind::Sign } else { Kind::Word }, word),
-    }
-}
-
-/// The bytes of a comment, which may hold comments.
-fn block_comment(rest: &str) -> usize {
-    let (bytes, mut at) = (rest.as_bytes(), 2);
-    while at < bytes.len() && !bytes[at..].starts_with(b"*/") {
-        at += if bytes[at..].starts_with(b"/*") { block_comment(&rest[at..]) } else { 1 };
-    }
-    bytes.len().min(at + 2)
-}
-
-/// The bytes of a literal from its opening to its closing quote; a backslash hides what follows it.
-fn quoted(rest: &str, quote: char) -> usize {
-    let mut hidden = true;
-    for (at, c) in rest.char_indices() {
-        if !hidden && c == quote {
-            return at + 1;
-        }
-        hidden = !hidden && c == '\\';
-    }
-    rest.len()
-}
-
-struct Source<'a> {
-    path: &'a str,
-    tokens: Vec<Token<'a>>,
-    /// The comment that begins in a line.
-    comments: HashMap<usize, &'a str>,
-    /// The first and last token of each function with a body.
-    functions: Vec<(usize, usize)>,
-    /// For each token, whether it is compiled for tests only.
-    tests: Vec<bool>,
-}
-
-/// The Rust files among `files`. A file that another one declares for tests only is test code, and so are its children.
-fn sources(files: &[File]) -> Vec<Source<'_>> {
-    let rust = files.iter().filter(|(path, _)| path.ends_with(".rs"));
-    let mut all: Vec<Source<'_>> = rust.map(|(path, text)| Source::new(path, text)).collect();
-    let test_modules: Vec<String> = all.iter_mut().flat_map(Source::mark_tests).collect();
-    for source in &mut all {
-        let stem = source.path.trim_end_matches(".rs").trim_end_matches("/mod");
-        if test_modules.iter().any(|m| stem == m || stem.starts_with(&format!("{m}/"))) {
-            source.tests.fill(true);
-        }
-    }
-    all
-}
-
-impl<'a> Source<'a> {
-    fn new(path: &'a str, text: &'a str) -> Self {
-        let (comments, tokens): (Vec<_>, Vec<_>) = lex(text).into_iter().partition(|t| t.kind == Kind::Comment);
-        let comments = comments.into_iter().map(|comment| (comment.line, comment.text)).collect();
-        let mut source = Self { path, tests: vec![false; tokens.len()], tokens, comments, functions: Vec::new() };
-        // `fn(u8)` is a type.
-        let starts = (0..source.tokens.len()).filter(|at| source.has(*at, "fn") && !source.has(at + 1, "("));
-        source.functions =
-            starts.map(|at| (at, source.item_end(at))).filter(|(_, end)| source.has(*end, "}")).collect();
-        source
-    }
-
-    /// The text of a token; nothing for a literal and beyond the end.
-    fn word(&self, at: usize) -> &'a str {
-        self.tokens.get(at).filter(|t| t.kind != Kind::Literal).map_or("", |t| t.text)
-    }
-
-    fn is_word(&self, at: usize) -> bool {
-        self.tokens.get(at).is_some_and(|t| t.kind == Kind::Word)
-    }
-
-    fn has(&self, at: usize, words: &str) -> bool {
-        words.split(' ').enumerate().all(|(i, word)| self.word(at + i) == word)
-    }
-
-    /// The bracket that closes the one at `open`.
-    fn matching(&self, open: usize) -> usize {
-        let (opens, closes) = (["(", "[", "{"], [")", "]", "}"]);
-        let mut depth = 0;
-        let balanced = |at: &usize| {
-            depth += i32::from(opens.contains(&self.word(*at))) - i32::from(closes.contains(&self.word(*at)));
-            depth <= 0
-        };
-        (open..self.tokens.len()).find(balanced).unwrap_or(self.tokens.len().saturating_sub(1))
-    }
-
-    /// The end of the item at `at`: the brace that closes its body, or a semicolon.
-    fn item_end(&self, mut at: usize) -> usize {
-        while at < self.tokens.len() {
-            match self.word(at) {
-                "{" => return self.matching(at),
-                ";" | "}" => return at.saturating_sub(usize::from(self.word(at) == "}")),
-                "(" | "[" => at = self.matching(at) + 1,
-                _ => at += 1,
-            }
-        }
-        self.tokens.len().saturating_sub(1)
-    }
-
-    /// The name of the innermost function around a token.
-    fn function(&self, at: usize) -> Option<&'a str> {
-        let around = self.functions.iter().rev().find(|(first, last)| (*first..=*last).contains(&at));
-        around.map(|(first, _)| self.word(first + 1))
-    }
-
-    /// Marks the items under `#[cfg(test)]`, and returns the files that modules among them lie in, without `.rs`.
-    fn mark_tests(&mut self) -> Vec<String> {
-        let mut modules = Vec::new();
-        let is_item = |at: usize| (at..self.item_end(at)).any(|at| ITEMS.contains(&self.word(at)));
-        let test_only = |at: &usize| self.has(*at, "# [ cfg ( test ) ]") && is_item(*at);
-        for start in (0..self.tokens.len()).filter(test_only).collect::<Vec<_>>() {
-            let end = self.item_end(start);
-            self.tests[start..=end].fill(true);
-            if self.word(end) == ";" && self.has(end - 2, "mod") {
-                let (dir, name) = self.path.rsplit_once('/').unwrap_or(("", self.path));
-                let root = ["mod.rs", "lib.rs", "main.rs"].contains(&name);
-                let own = if root { dir } else { self.path.trim_end_matches(".rs") };
-                let literal = |at: usize| self.tokens[at + 2].text.trim_matches('"').trim_end_matches(".rs");
-                let file = (start..end).find(|at| self.has(*at, "path =")).map(literal);
-                modules.push(file.map_or(format!("{own}/{}", self.word(end - 1)), |file| format!("{dir}/{file}")));
-            }
-        }
-        modules
-    }
-
-    /// The module that a token stands in.
-    fn module(&self, at: usize) -> Vec<&'a str> {
-        let stem = self.path.trim_start_matches("src/").trim_end_matches(".rs");
-        let file = stem.split('/').filter(|name| !["mod", "lib", "main"].contains(name));
-        let around = |i: &usize| self.word(*i) == "mod" && self.word(i + 2) == "{" && self.matching(i + 2) > at;
-        ["crate"].into_iter().chain(file).chain((0..at).filter(around).map(|i| self.word(i + 1))).collect()
-    }
-
-    /// `names` from the root: `self`, `super` and imported names are written out.
-    fn resolve(&self, at: usize, names: &[&'a str], aliases: &HashMap<&'a str, Vec<&'a str>>) -> Vec<&'a str> {
-        let relative = names.iter().take_while(|name| ["self", "super"].contains(*name)).count();
-        let mut path = match names[0] {
-            "self" | "super" => self.module(at),
-            "rlhf" if self.path == "src/main.rs" => vec!["crate"],
-            name => aliases.get(name).cloned().unwrap_or(vec![name]),
-        };
-        let ups = names[..relative].iter().filter(|name| **name == "super").count();
-        path.truncate(path.len().saturating_sub(ups).max(1));
-        path.extend(&names[relative.max(1)..]);
-        path
-    }
-
-    /// Collects the leaves of the path or tree at `at`, each with the name that it is imported under; returns its end.
-    fn leaves(&self, mut at: usize, mut names: Vec<&'a str>, found: &mut Vec<(Vec<&'a str>, &'a str)>) -> usize {
-        loop {
-            match self.word(at) {
-                "{" => {
-                    let close = self.matching(at);
-                    while at < close {
-                        at = self.leaves(at + 1, names.clone(), found);
-                    }
-                    return close + 1;
-                }
-                "self" if !names.is_empty() && self.word(at + 1) != "::" => {}
-                name if name == "*" || self.is_word(at) => names.push(name),
-                "::" => at -= 1,
-                _ => return at,
-            }
-            if self.word(at + 1) != "::" || self.word(at + 2) == "<" {
-                break;
-            }
-            at += 2;
-        }
-        let end = at + 2 * usize::from(self.has(at + 1, "as"));
-        let alias = if end > at { self.word(end) } else { names.last().copied().unwrap_or_default() };
-        found.push((names, alias));
-        end + 1
-    }
-
-    /// Every path that the code outside tests names, from the root of this crate or of another: the token it begins
-    /// at, its names, and whether it is imported. An import is taken to hold in the whole file.
-    fn named(&self) -> Vec<(usize, Vec<&'a str>, bool)> {
-        let (mut found, mut aliases) = (Vec::new(), HashMap::new());
-        for imports in [true, false] {
-            let mut at = 0;
-            while at < self.tokens.len() {
-                let (start, mut leaves) = (at, Vec::new());
-                let import = self.has(at, "use") && !self.has(at + 1, "<");
-                let path = import || self.is_word(at) && self.has(at + 1, "::");
-                at = if path { self.leaves(at + usize::from(import), Vec::new(), &mut leaves) } else { at + 1 };
-                for (names, alias) in leaves.into_iter().filter(|_| import == imports && !self.tests[start]) {
-                    let names = self.resolve(start, &names, &aliases);
-                    aliases.extend(import.then(|| (alias, names.clone())));
-                    found.push((start, names, import));
-                }
-            }
-        }
-        found
-    }
 }
 
 /// The rule, the place that an exception would name, and what to tell.
@@ -479,6 +234,47 @@ fn places(files: &[File], found: &mut Vec<Violation>) {
             add(found, "places", &format!("{dir}{name}{end}"), 1, what);
         }
     }
+    let rows = case_kernels(files);
+    for name in operations.iter().map(kernel).filter(|name| !rows.is_empty() && !rows.contains(name)) {
+        add(found, "places", &format!("{CASES}{name}"), 1, "no row of the table begins with Case::new(\"this name\"");
+    }
+}
+
+/// The kernels that the selftest's table has rows for.
+fn case_kernels(files: &[File]) -> BTreeSet<String> {
+    let mut kernels = BTreeSet::new();
+    let table: Vec<File> = files.iter().filter(|(path, _)| path.starts_with(CASES)).cloned().collect();
+    for source in &sources(&table) {
+        let names = (0..source.tokens.len()).filter(|at| source.has(*at, "Case :: new ("));
+        kernels.extend(names.filter_map(|at| source.tokens.get(at + 4)).map(|t| t.text.trim_matches('"').to_owned()));
+    }
+    kernels
+}
+
+/// What a kernel's text may take from elsewhere: headers that lie beside it, so that it compiles without a toolkit.
+fn includes(files: &[File], found: &mut Vec<Violation>) {
+    let kernels = files.iter().filter(|(path, _)| path.ends_with(".cu") || path.ends_with(".cuh"));
+    for (path, text) in kernels {
+        for (line, text) in (1..).zip(text.lines()) {
+            let Some(what) =
+                text.trim_start().strip_prefix('#').and_then(|rest| rest.trim_start().strip_prefix("include"))
+            else {
+                continue;
+            };
+            let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
+            let header = what.trim().strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or("/");
+            if !files.iter().any(|(path, _)| *path == format!("{folder}/{header}")) || !text.starts_with("#include \"")
+            {
+                add(
+                    found,
+                    "include",
+                    path,
+                    line,
+                    &format!("`{text}` is not `#include \"` and a header beside the file"),
+                );
+            }
+        }
+    }
 }
 
 /// Words that stand nowhere or in one place only, and paths of one machine.
@@ -551,35 +347,6 @@ fn hold(rules: &str, check: fn(&[File], &mut Vec<Violation>), seeds: &str) {
 fn tell_if_absent(path: &str) {
     if !files().iter().any(|file| file.0.starts_with(path)) {
         println!("skipped: {path} is not there, so nothing was compared with it");
-    }
-}
-
-#[test]
-fn the_lexer_knows_strings_comments_and_lifetimes() {
-    for (text, expected) in [
-        (r#"a "b \" c" d"#, "a d"),
-        (r##"a r#"b " c"# d r"e\" f br"g" b"h" c"i" j"##, "a d f j"),
-        ("a /* b /* c */ d */ e // f\ng /**/ h", "a e g h"),
-        (r"a 'b' '\'' '\u{63}' 'c: d b'\\' e '\\' f '(' '“' g", "a d e f g"),
-        ("a<'b>(1.0e5, 0x_ff, 1..c) ü::d", "a c ü d"),
-        ("a /* \"b", "a"),
-    ] {
-        let words: Vec<_> = lex(text).into_iter().filter(|t| t.kind == Kind::Word).map(|t| t.text).collect();
-        assert_eq!(words.join(" "), expected, "{text}");
-    }
-    assert_eq!(lex("a\n/* \n */ b \"\n\" c").iter().map(|t| t.line).collect::<Vec<_>>(), [1, 2, 3, 3, 4]);
-}
-
-#[test]
-fn paths_are_written_out() {
-    for (path, text, expected) in [
-        ("src/a/b.rs", "use crate::{c::{self as d, e::*}, f}; d::h::<i::J>();", "c c::e::* f c::h i::J"),
-        ("src/a/b.rs", "mod k { use super::super::c; } fn d() -> impl E + use<'g> { super::super::h::i }", "a::c h::i"),
-        ("src/a.rs", "mod k { use super::super::c; } use self::l as m; m::n(); use o; o::p()", "c a::l o a::l::n o::p"),
-    ] {
-        let named = Source::new(path, text).named();
-        let named: Vec<_> = named.iter().map(|path| path.1.join("::").replace("crate::", "")).collect();
-        assert_eq!(named.join(" "), expected, "{text}");
     }
 }
 
@@ -671,8 +438,22 @@ fn an_operation_has_all_its_places() {
         1 src/ops/a.rs
         2 src/cpu/a.rs ¦ kernels/a.cu
         2 src/ops/a.rs ¦ kernels/common.cuh
-        0 src/ops/matmul.rs ¦ src/cpu/matmul.rs ¦ kernels/gemm.cu ¦ src/ops/mod.rs";
+        1 src/ops/a.rs ¦ src/cpu/a.rs ¦ src/selftest/cases/b.rs fn f() { Case::new(\"b\", a) } // Case::new(\"a\")
+        0 src/ops/matmul.rs ¦ src/cpu/matmul.rs ¦ kernels/gemm.cu ¦ src/ops/mod.rs
+        0 src/ops/a.rs ¦ src/cpu/a.rs ¦ src/selftest/cases/b.rs fn f() { c.push(Case::new(¶\"a\", b)) }";
     hold("places", places, seeds);
+}
+
+#[test]
+fn kernels_include_their_neighbours_only() {
+    tell_if_absent("kernels/");
+    let seeds = "
+        1 kernels/a.cu #include <cuda.h>
+        1 kernels/a.cu // A.¶#include \"b.cuh\"
+        1 kernels/a.cuh #include \"../tests/b.cuh\" ¦ tests/b.cuh
+        1 kernels/a.cu  # include \"b.cuh\" ¦ kernels/b.cuh
+        0 kernels/a.cu #include \"b.cuh\"¶// #include <c> ¦ kernels/b.cuh";
+    hold("include", includes, seeds);
 }
 
 #[test]

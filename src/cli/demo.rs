@@ -23,7 +23,7 @@ pub(super) struct DemoArgs {
     /// A smoke test of a few seconds: everything happens, nothing is learned well
     #[arg(long)]
     quick: bool,
-    /// Where to compute: auto, cpu
+    /// Where to compute: auto, cpu, cuda, cuda:N (the N-th GPU, from 0), emulated
     #[arg(long, default_value = "auto")]
     device: String,
     /// Print errors only

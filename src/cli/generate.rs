@@ -41,7 +41,7 @@ pub(super) struct GenerateArgs {
     /// Random numbers of the answers
     #[arg(long, default_value_t = 42)]
     seed: u64,
-    /// Where to compute: auto, cpu
+    /// Where to compute: auto, cpu, cuda, cuda:N (the N-th GPU, from 0), emulated
     #[arg(long, default_value = "auto")]
     device: String,
 }

@@ -2,11 +2,15 @@
 //! a TOML file given by `--config`, under the same names; the command line wins.
 
 mod demo;
+mod doctor;
+mod fresh;
 mod generate;
+mod kernels;
 mod pipeline;
 mod ppo;
 mod reward;
 mod score;
+mod selftest;
 mod session;
 mod settings;
 mod sft;
@@ -56,6 +60,17 @@ enum Command {
     /// Log-probabilities of completions, or scores of a reward model
     #[command(after_help = examples::SCORE)]
     Score(score::ScoreArgs),
+    /// What this machine can compute on, as a report to paste
+    #[command(after_help = examples::DOCTOR)]
+    Doctor(doctor::DoctorArgs),
+    /// Test every kernel on a GPU, or on the emulator, against the CPU reference
+    #[command(after_help = examples::SELFTEST)]
+    Selftest(selftest::SelftestArgs),
+    /// List the kernels: their limits, and where each last ran on hardware
+    Kernels(kernels::KernelsArgs),
+    /// Write a model directory with random weights
+    #[command(hide = true)]
+    Fresh(fresh::FreshArgs),
 }
 
 /// A stage's options, and the file that some of them may stand in.
@@ -94,6 +109,11 @@ mod examples {
         rlhf score --model-name-or-path out/sft --dataset completions.jsonl --output logprobs.jsonl\n  \
         rlhf score --model-name-or-path out/reward --dataset answers.jsonl --output scores.jsonl\n  \
         rlhf score --model-name-or-path ./gpt2 --dataset texts.jsonl --temperature 0.7 --output l.jsonl";
+    pub(super) const DOCTOR: &str = "Examples:\n  rlhf doctor\n  rlhf doctor --json > machine.json";
+    pub(super) const SELFTEST: &str = "The exit code is 0 if every case passes and 1 if not.\n\nExamples:\n  \
+        rlhf selftest\n  \
+        rlhf selftest --device cuda:1 --filter 'attention bf16'\n  \
+        rlhf selftest --device emulated --json > selftest.json";
 }
 
 /// Runs the command line `args` (the program's name first); returns the exit code.
@@ -117,6 +137,10 @@ fn dispatch(args: Vec<OsString>) -> Result<()> {
         Some(Command::Demo(args)) => demo::run(&args),
         Some(Command::Generate(args)) => generate::run(&args),
         Some(Command::Score(args)) => score::run(&args),
+        Some(Command::Doctor(args)) => doctor::run(&args),
+        Some(Command::Selftest(args)) => selftest::run(&args),
+        Some(Command::Kernels(args)) => kernels::run(&args),
+        Some(Command::Fresh(args)) => fresh::run(&args),
         Some(Command::Run(options)) => pipeline::run(&options),
         Some(Command::Sft(file)) => {
             let (config, settings) = with_file::<SftConfig>("sft", file.config, &args)?;

@@ -22,7 +22,7 @@ pub(super) struct PipelineArgs {
     /// Random numbers of all stages [the file's seed]
     #[arg(long)]
     seed: Option<u64>,
-    /// Where to compute: auto, cpu [the file's device]
+    /// Where to compute: auto, cpu, cuda, cuda:N, emulated [the file's device]
     #[arg(long)]
     device: Option<String>,
     /// Check the file and the first stage's model and data, and stop

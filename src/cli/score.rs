@@ -30,7 +30,7 @@ pub(super) struct ScoreArgs {
     /// Divides the logits of a language model
     #[arg(long, default_value_t = 1.0, value_parser = crate::config::temperature)]
     temperature: f64,
-    /// Where to compute: auto, cpu
+    /// Where to compute: auto, cpu, cuda, cuda:N (the N-th GPU, from 0), emulated
     #[arg(long, default_value = "auto")]
     device: String,
 }
@@ -80,7 +80,7 @@ fn logprobs(loaded: &Loaded, examples: &[SftExample], temperature: f64) -> Resul
         let packed = Packed::new(model, examples.iter().map(|e| &e.ids[..]))?;
         let (rows, targets) = packed.targets(|b, t| examples[b].is_target[t]);
         let hidden = model.hidden(&weights, &packed)?;
-        let all = model.token_logprobs(&weights, &hidden, [&rows, &targets], temperature)?.logprobs.to_f32();
+        let all = model.token_logprobs(&weights, &hidden, [&rows, &targets], temperature)?.logprobs.to_f32()?;
         let mut at = 0;
         for example in examples {
             let n = example.is_target.iter().skip(1).filter(|t| **t).count();

@@ -35,12 +35,7 @@ pub(super) struct Session {
 impl Session {
     /// Checks device, floats and output directory, takes the directory's lock, and prints the settings.
     pub(super) fn open(run: &RunArgs, settings: &Settings) -> Result<Self> {
-        let device = Device::parse(&run.device)?;
-        if run.dtype == ComputeDType::Bf16 {
-            return Err(Error::new(Code::Usage, "dtype-unavailable", "bf16 is not computed on the CPU")
-                .because("the CPU path computes in f32; bf16 and f16 weights are widened when they are read")
-                .fix("use `--dtype auto` or `--dtype f32`"));
-        }
+        let device = compute_device(run)?;
         let output = required(run.output_dir.as_ref(), "output-dir")?.clone();
         let lock = if run.dry_run {
             refuse_existing(&output)?;
@@ -165,6 +160,19 @@ impl Session {
             self.save_into(&temporary, stage, model)?;
             disk::publish_dir(&temporary, &path)
         }
+    }
+}
+
+/// The device that a run names, set to compute in the floats that it names.
+fn compute_device(run: &RunArgs) -> Result<Device> {
+    match (Device::parse(&run.device)?, run.dtype) {
+        (Device::Cpu, ComputeDType::Bf16) => {
+            Err(Error::new(Code::Usage, "dtype-unavailable", "bf16 is not computed on the CPU")
+                .because("the CPU path computes in f32; bf16 and f16 weights are widened when they are read")
+                .fix("use `--dtype auto` or `--dtype f32`, or a GPU"))
+        }
+        (device, ComputeDType::F32) => Ok(device.in_f32()),
+        (device, _) => Ok(device),
     }
 }
 

@@ -16,16 +16,14 @@ pub(crate) struct Step {
     pub(crate) weight_decay: f64,
     /// The step's number, from 1.
     pub(crate) t: u64,
-    /// What clipping multiplies the gradient with.
-    pub(crate) scale: f64,
 }
 
 /// Elements in a piece of parallel work.
 const PIECE: usize = 16 * 1024;
 
-/// Updates weights, m and v [n] from grads [n].
-pub(crate) fn step<T: Real>(weights: &mut [T], m: &mut [T], v: &mut [T], grads: &[T], s: &Step) {
-    let (b1, b2, scale) = (T::of(s.beta1), T::of(s.beta2), T::of(s.scale));
+/// Updates weights, m and v [n] from grads [n], each multiplied with `scale` first.
+pub(crate) fn step<T: Real>(weights: &mut [T], m: &mut [T], v: &mut [T], grads: &[T], s: &Step, scale: f64) {
+    let (b1, b2, scale) = (T::of(s.beta1), T::of(s.beta2), T::of(scale));
     let (a1, a2) = (T::of(1.0 - s.beta1), T::of(1.0 - s.beta2));
     let keep = T::of(1.0 - s.lr * s.weight_decay);
     let rate = T::of(s.lr / (1.0 - s.beta1.powf(s.t as f64)));

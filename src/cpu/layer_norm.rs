@@ -79,20 +79,3 @@ pub(crate) fn backward_weight<T: Real>(dweight: &mut [T], dout: &[T], inp: &[T],
         },
     );
 }
-
-/// dbias += sum over rows of dout, rows of `dbias.len()` elements. Also the bias gradient of a linear layer.
-pub(crate) fn backward_bias<T: Real>(dbias: &mut [T], dout: &[T]) {
-    let width = dbias.len();
-    parallel::sum_rows(
-        dbias,
-        dout.len() / width.max(1),
-        #[inline(always)]
-        |rows, sum| {
-            for n in rows {
-                for (s, g) in sum.iter_mut().zip(&dout[n * width..][..width]) {
-                    *s += *g;
-                }
-            }
-        },
-    );
-}

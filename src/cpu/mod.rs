@@ -7,6 +7,7 @@
 
 pub(crate) mod adamw;
 pub(crate) mod attention;
+pub(crate) mod column_sum;
 pub(crate) mod elementwise;
 pub(crate) mod embedding;
 pub(crate) mod gae;

@@ -58,10 +58,11 @@ fn term<T: Real>(d: T) -> (T, T) {
     (e, if e == T::ZERO { T::ZERO } else { e * d })
 }
 
-/// Overwrites logits [R, V] with their gradient, from the rows' outputs and dlogprob [R], dentropy [R].
+/// Overwrites logits [R, V] with their gradient, from the rows' entropy [R] and logsumexp [R], and dlogprob [R],
+/// dentropy [R].
 pub(crate) fn backward<T: Real>(
     logits: &mut [T],
-    out: &[T],
+    [entropies, lses]: [&[T]; 2],
     dlogprob: &[T],
     dentropy: Option<&[T]>,
     targets: &[i32],
@@ -75,7 +76,7 @@ pub(crate) fn backward<T: Real>(
         #[inline(always)]
         |first, chunk| {
             for (row, n) in chunk.chunks_exact_mut(vocabulary).zip(first..) {
-                let (entropy, lse) = (out[n * OUTPUTS + 1], out[n * OUTPUTS + 3]);
+                let (entropy, lse) = (entropies[n], lses[n]);
                 let down = -dlogprob[n] * inverse;
                 match dentropy.map(|d| d[n] * inverse).filter(|d| *d != T::ZERO) {
                     None => {
@@ -86,7 +87,9 @@ pub(crate) fn backward<T: Real>(
                     Some(dentropy) => {
                         for z in row.iter_mut() {
                             let logp = *z * inverse - lse;
-                            *z = logp.exp() * (down - dentropy * (logp + entropy));
+                            let p = logp.exp();
+                            // A masked token's logp is -inf: its terms are 0, as in the forward.
+                            *z = if p == T::ZERO { T::ZERO } else { p * (down - dentropy * (logp + entropy)) };
                         }
                     }
                 }
@@ -94,4 +97,25 @@ pub(crate) fn backward<T: Real>(
             }
         },
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A logit of -inf is a token that cannot be: the others have the same numbers as without it.
+    #[test]
+    fn a_masked_token_takes_no_part() {
+        let (dlogprob, dentropy) = ([0.7], [0.3]);
+        let run = |logits: &[f64]| {
+            let (mut out, mut gradient) = ([0.0; OUTPUTS], logits.to_vec());
+            forward(&mut out, logits, &[1], logits.len(), 0.8);
+            let stats = [&out[1..2], &out[3..4]];
+            backward(&mut gradient, stats, &dlogprob, Some(&dentropy), &[1], logits.len(), 0.8);
+            (out, gradient)
+        };
+        let (plain, masked) = (run(&[0.5, -1.0, 2.0]), run(&[0.5, -1.0, 2.0, f64::NEG_INFINITY]));
+        assert_eq!((plain.0, &plain.1[..]), (masked.0, &masked.1[..3]));
+        assert_eq!(masked.1[3], 0.0);
+    }
 }

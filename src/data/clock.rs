@@ -3,6 +3,7 @@
 //! March, so that the leap day is the last of its year).
 
 use std::fmt::Write;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 const WEEKDAYS: [&str; 7] = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"];
 
@@ -36,6 +37,13 @@ pub(super) struct CivilTime {
     hour: i64,
     minute: i64,
     second: i64,
+}
+
+/// This moment as `2026-11-23T22:07:45Z`: for records, never for what seed and data determine.
+pub(crate) fn utc_now() -> String {
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let now = CivilTime::from_unix(i64::try_from(seconds).unwrap_or(i64::MAX));
+    now.format("%FT%TZ").unwrap_or_default()
 }
 
 impl CivilTime {

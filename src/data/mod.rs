@@ -1,7 +1,7 @@
 //! Text to tokens, on the host: files to rows, rows to typed examples, examples to tokens, and the account of what
 //! became of every row and token. And the embedded task, which makes its own text.
 
-mod clock;
+pub(crate) mod clock;
 mod containment;
 pub mod demo;
 pub mod encode;

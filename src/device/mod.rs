@@ -1,38 +1,164 @@
-//! Where bytes live and operations run. Today the CPU; the drivers of a GPU and of its emulator enter here, and
-//! nothing above `ops/` will notice.
+//! Where bytes live and operations run: the CPU, which is the reference, or a GPU behind one of two drivers, CUDA and
+//! the emulator. This is the machine room; its one door is [`launch::Launch`].
 
+pub(crate) mod buffer;
+pub(crate) mod cuda;
+pub(crate) mod driver;
+pub(crate) mod emulated;
+#[cfg(test)]
+mod freshness;
+pub(crate) mod gemm;
+pub(crate) mod kernel;
+pub(crate) mod launch;
+
+use std::sync::Arc;
+
+use crate::dtype::DType;
 use crate::error::{Error, Result};
+use cuda::Cuda;
+use driver::Driver;
+use emulated::Emulated;
 
 /// A place that holds tensors and computes on them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Device {
     /// The reference: plain loops and a GEMM library on the host.
     Cpu,
+    /// An NVIDIA GPU, or the emulator that executes the same kernels.
+    Gpu(Gpu),
+}
+
+/// A GPU and the float type that models on it compute in.
+#[derive(Debug, Clone)]
+pub struct Gpu {
+    driver: Arc<dyn Driver>,
+    dtype: DType,
+}
+
+impl PartialEq for Gpu {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.driver, &other.driver)
+    }
+}
+
+impl Eq for Gpu {}
+
+impl Gpu {
+    pub(crate) fn new(driver: Arc<dyn Driver>, dtype: DType) -> Self {
+        Self { driver, dtype }
+    }
+
+    pub(crate) fn driver(&self) -> &dyn Driver {
+        &*self.driver
+    }
+}
+
+/// Errors that say that this machine has no GPU which could compute: missing driver, no GPU, or one or the other too
+/// old.
+const NO_GPU: [&str; 4] = ["cuda-missing", "cuda-no-device", "cuda-capability", "cuda-driver-old"];
+
+/// The number in `cuda` or `cuda:N`.
+fn ordinal(name: &str) -> Option<usize> {
+    match name.strip_prefix("cuda")? {
+        "" => Some(0),
+        rest => rest.strip_prefix(':').filter(|n| n.bytes().all(|b| b.is_ascii_digit()))?.parse().ok(),
+    }
 }
 
 impl Device {
-    /// The device that `name` (`auto`, `cpu`) asks for; `auto` is the best one that this build and machine offer.
+    /// The device that `name` (`auto`, `cpu`, `cuda`, `cuda:N`, `emulated`) asks for; `auto` is the best one that this
+    /// machine offers. A GPU computes in bfloat16; see [`Device::in_f32`].
     ///
     /// # Errors
     /// A name that is not known, or a device that is not there.
     pub fn parse(name: &str) -> Result<Self> {
         match name {
-            "auto" | "cpu" => Ok(Self::Cpu),
-            _ if name.starts_with("cuda") || name == "emulated" => Err(Error::new(
-                crate::error::Code::Device,
-                "device-unavailable",
-                format!("the device `{name}` is not available"),
-            )
-            .because("this version computes on the CPU; its GPU kernels are not in the tree yet")
-            .fix("use `--device cpu` or `--device auto`")),
-            _ => Err(Error::usage("device-unknown", format!("`{name}` is not a device")).fix("use `auto` or `cpu`")),
+            "cpu" => Ok(Self::Cpu),
+            "auto" => Self::best(Cuda::open(0)),
+            "emulated" => Ok(Self::Gpu(Gpu::new(Arc::new(Emulated::for_training()), DType::BF16))),
+            _ if let Some(ordinal) = ordinal(name) => Cuda::open(ordinal).map(Self::cuda),
+            _ => Err(Error::usage("device-unknown", format!("`{name}` is not a device"))
+                .fix("use `auto`, `cpu`, `cuda`, `cuda:N` (the N-th GPU, from 0) or `emulated`")),
+        }
+    }
+
+    fn cuda(cuda: Cuda) -> Self {
+        Self::Gpu(Gpu::new(Arc::new(cuda), DType::BF16))
+    }
+
+    /// The GPU, or the CPU where there is no GPU for us. A GPU that is there and fails is an error: a run that is a
+    /// hundred times slower than it should be is not what anybody asked for.
+    fn best(opened: Result<Cuda>) -> Result<Self> {
+        match opened {
+            Err(error) if NO_GPU.contains(&error.id()) => Ok(Self::Cpu),
+            opened => opened.map(Self::cuda),
+        }
+    }
+
+    /// The same device, with models computing in f32.
+    #[must_use]
+    pub fn in_f32(self) -> Self {
+        match self {
+            Self::Cpu => Self::Cpu,
+            Self::Gpu(gpu) => Self::Gpu(Gpu { dtype: DType::F32, ..gpu }),
         }
     }
 
     /// The name that [`Device::parse`] takes.
-    pub fn name(&self) -> &'static str {
+    pub fn name(&self) -> &str {
         match self {
             Self::Cpu => "cpu",
+            Self::Gpu(gpu) => gpu.driver.name(),
         }
+    }
+
+    /// Whether a token's numbers have the same bits whatever else is in the batch.
+    pub(crate) fn is_row_invariant(&self) -> bool {
+        match self {
+            Self::Cpu => true,
+            Self::Gpu(gpu) => gpu.driver.is_row_invariant(),
+        }
+    }
+
+    /// The type of weights and activations of models on this device.
+    pub(crate) fn dtype(&self) -> DType {
+        match self {
+            Self::Cpu => DType::F32,
+            Self::Gpu(gpu) => gpu.dtype,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Code;
+
+    #[test]
+    fn names_of_gpus() {
+        for (name, number) in [("cuda", Some(0)), ("cuda:0", Some(0)), ("cuda:12", Some(12))] {
+            assert_eq!(ordinal(name), number, "{name}");
+        }
+        for name in ["cuda:", "cuda:-1", "cuda:+1", "cuda: 1", "cuda1", "cudax", "CUDA", "cuda:99999999999999999999"] {
+            assert_eq!(ordinal(name), None, "{name}");
+            assert_eq!(Device::parse(name).unwrap_err().id(), "device-unknown", "{name}");
+        }
+    }
+
+    #[test]
+    fn auto_is_the_cpu_only_where_there_is_no_gpu() {
+        let opened = |id| Err(Error::new(Code::Device, id, "it cannot be opened"));
+        for id in NO_GPU {
+            assert_eq!(Device::best(opened(id)), Ok(Device::Cpu));
+        }
+        for id in ["cuda-device-lost", "device-memory", "cuda-jit-missing"] {
+            assert_eq!(Device::best(opened(id)).unwrap_err().id(), id);
+        }
+    }
+
+    #[test]
+    fn a_gpu_that_is_not_there_says_so() {
+        let error = Device::parse("cuda:4095").unwrap_err();
+        assert_eq!(error.code(), Code::Device, "{error}");
     }
 }

@@ -75,7 +75,7 @@ impl Model {
         options: &Generation<'_>,
     ) -> Result<Vec<Response>> {
         let device = self.device();
-        let mut cache = self.network.cache(&self.params.flat, prompts.len(), longest);
+        let mut cache = self.network.cache(&self.params.flat, prompts.len(), longest)?;
         let mut responses = vec![Response::default(); prompts.len()];
         let mut active: Vec<usize> = (0..prompts.len()).collect();
         let mut inputs: Vec<i32> = prompts.concat();

@@ -25,6 +25,30 @@ use config::{Head, StoredDtype};
 use params::{Grads, Params, Part, Weights};
 use transformer::Transformer;
 
+/// The widest row that the norms' kernels hold, and the largest vocabulary that the sampling kernel counts.
+const HIDDEN_SIZE_MAX: usize = 8192;
+const VOCABULARY_MAX: usize = 1 << 19;
+
+/// An error naming the sizes that the GPU's kernels do not serve.
+fn check_kernel_limits(config: &ModelConfig) -> Result<()> {
+    let mut beyond = Vec::new();
+    if !config.head_dim.is_multiple_of(8) || config.head_dim > 128 {
+        beyond.push(format!("a head size of {} (multiples of 8 up to 128 are possible)", config.head_dim));
+    }
+    if config.hidden_size > HIDDEN_SIZE_MAX {
+        beyond.push(format!("a hidden size of {} (up to {HIDDEN_SIZE_MAX})", config.hidden_size));
+    }
+    if config.vocab_size > VOCABULARY_MAX {
+        beyond.push(format!("a vocabulary of {} (up to {VOCABULARY_MAX})", config.vocab_size));
+    }
+    if beyond.is_empty() {
+        return Ok(());
+    }
+    Err(Error::input("model-beyond-kernels", "the kernels of the GPU do not serve this model's sizes")
+        .because(format!("the model has {}", beyond.join(", ")))
+        .fix("use `--device cpu`, which computes any size"))
+}
+
 /// A model: what it is, and its parameters.
 #[derive(Debug)]
 pub struct Model {
@@ -53,7 +77,7 @@ impl Model {
         for (part, _) in network.layout().parts() {
             weights.check(&part.name, &part.stored_shape())?;
         }
-        let mut model = Self::of(device, DType::F32, config, network);
+        let mut model = Self::of(device, device.dtype(), config, network)?;
         let mut used = Vec::new();
         model.params.fill(|part| {
             used.push(part.name.clone());
@@ -92,7 +116,7 @@ impl Model {
             .map(|(part, _)| TensorSpec { name: part.name.clone(), shape: part.stored_shape() })
             .collect();
         save_model(dir, &files, &specs, &mut |spec| match parts.get(spec.name.as_str()) {
-            Some((part, offset)) => Ok(Cow::Owned(Params::stored(&self.params.flat, part, *offset)?)),
+            Some((part, offset)) => Ok(Cow::Owned(Params::stored(self.params.masters(), part, *offset)?)),
             None => Err(Error::failure("save-tensor", format!("{} is not in the layout", spec.name))),
         })
     }
@@ -112,14 +136,17 @@ impl Model {
     }
 
     /// A model of `config` whose parameters are all zero.
-    fn zeros(device: &Device, dtype: DType, config: ModelConfig) -> Self {
+    fn zeros(device: &Device, dtype: DType, config: ModelConfig) -> Result<Self> {
         let network = Transformer::new(&config);
         Self::of(device, dtype, config, network)
     }
 
-    fn of(device: &Device, dtype: DType, config: ModelConfig, network: Transformer) -> Self {
-        let params = Params::zeros(device, dtype, network.layout().clone());
-        Self { config, network, params, source: None, stored: StoredDtype::F32, notes: Vec::new() }
+    fn of(device: &Device, dtype: DType, config: ModelConfig, network: Transformer) -> Result<Self> {
+        if let Device::Gpu(_) = device {
+            check_kernel_limits(&config)?;
+        }
+        let params = Params::zeros(device, dtype, network.layout().clone())?;
+        Ok(Self { config, network, params, source: None, stored: StoredDtype::F32, notes: Vec::new() })
     }
 
     /// A fresh model. Matrices are normal with deviation 1/sqrt(inputs), those that write into the residual stream
@@ -130,7 +157,7 @@ impl Model {
     pub fn fresh(device: &Device, config: ModelConfig, seed: u64) -> Result<Self> {
         let residual = (2.0 * config.layers as f64).sqrt();
         let hidden = config.hidden_size as f64;
-        let mut model = Self::zeros(device, DType::F32, config);
+        let mut model = Self::zeros(device, device.dtype(), config)?;
         let mut number = 0;
         model.params.fill(|part| {
             number += 1;
@@ -157,11 +184,11 @@ impl Model {
     pub(crate) fn with_score_head(&self, seed: u64, head_std: f64) -> Result<Self> {
         let mut config = self.config.clone();
         config.head = Head::Score;
-        let mut model = Self::zeros(self.device(), self.params.flat.dtype(), config);
+        let mut model = Self::zeros(self.device(), self.params.flat.dtype(), config)?;
         let mut stream = Philox::new(seed, Stage::Init, 0, 0);
         let source = self.parts();
         model.params.fill(|part| match source.get(part.name.as_str()) {
-            Some((part, offset)) => Params::stored(&self.params.flat, part, *offset),
+            Some((part, offset)) => Params::stored(self.params.masters(), part, *offset),
             None => Ok((0..part.shape.iter().product()).map(|_| (stream.normal() * head_std) as f32).collect()),
         })?;
         (model.source, model.stored) = (self.source.clone(), self.stored);
@@ -181,11 +208,7 @@ impl Model {
     /// # Errors
     /// None but a broken layout.
     pub(crate) fn scale_head(&self, factor: f64) -> Result<()> {
-        let weights = self.params.frozen()?;
-        for w in weights.get(self.network.head).write::<f32>().iter_mut() {
-            *w *= factor as f32;
-        }
-        Ok(())
+        self.params.scale(self.network.head, factor)
     }
 
     /// A copy with its own parameters.

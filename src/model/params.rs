@@ -135,14 +135,34 @@ impl Layout {
 /// The flat buffer of a model's parameters.
 #[derive(Debug)]
 pub(crate) struct Params {
+    /// What the network computes with.
     pub(crate) flat: Tensor,
+    /// The same in f32, where `flat` is narrower and the parameters are trained.
+    master: Option<Tensor>,
     layout: Arc<Layout>,
 }
 
 impl Params {
-    /// Zeros, in `dtype` (f32, or f64 in tests).
-    pub(crate) fn zeros(device: &Device, dtype: DType, layout: Arc<Layout>) -> Self {
-        Self { flat: Tensor::zeros(device, dtype, &[layout.len()]), layout }
+    /// Zeros, in `dtype`, with f32 masters beside bf16.
+    pub(crate) fn zeros(device: &Device, dtype: DType, layout: Arc<Layout>) -> Result<Self> {
+        let zeros = |dtype| Tensor::zeros(device, dtype, &[layout.len()]);
+        let master = (dtype == DType::BF16).then(|| zeros(DType::F32)).transpose()?;
+        Ok(Self { flat: zeros(dtype)?, master, layout })
+    }
+
+    /// The parameters as the optimizer moves them and a checkpoint keeps them.
+    pub(crate) fn masters(&self) -> &Tensor {
+        self.master.as_ref().unwrap_or(&self.flat)
+    }
+
+    /// The rounded copy that must follow the masters, if there is one.
+    pub(crate) fn rounded(&self) -> Option<&Tensor> {
+        self.master.as_ref().map(|_| &self.flat)
+    }
+
+    /// Gives up the masters of parameters that are trained no more.
+    pub(crate) fn drop_masters(&mut self) {
+        self.master = None;
     }
 
     /// The layout that all flat buffers of this model share.
@@ -162,14 +182,8 @@ impl Params {
                 return Err(Error::shape(format!("{} elements for {} {:?}", values.len(), part.name, part.shape)));
             }
             let values = if part.transposed { transpose(&values, part.shape[1], part.shape[0]) } else { values };
-            let view = self.flat.view(offset, &part.shape)?;
-            match view.dtype() {
-                DType::F64 => {
-                    for (w, v) in view.write::<f64>().iter_mut().zip(&values) {
-                        *w = f64::from(*v);
-                    }
-                }
-                _ => view.write::<f32>().copy_from_slice(&values),
+            for flat in std::iter::once(&self.flat).chain(&self.master) {
+                flat.view(offset, &part.shape)?.set(&values)?;
             }
         }
         Ok(())
@@ -177,7 +191,7 @@ impl Params {
 
     /// A tensor in the checkpoint's form, from this buffer or from another of the same layout (gradients, moments).
     pub(crate) fn stored(flat: &Tensor, part: &Part, offset: usize) -> Result<Vec<f32>> {
-        let values = flat.view(offset, &part.shape)?.to_f32();
+        let values = flat.view(offset, &part.shape)?.to_f32()?;
         Ok(if part.transposed { transpose(&values, part.shape[0], part.shape[1]) } else { values })
     }
 
@@ -196,14 +210,21 @@ impl Params {
         Ok(weights)
     }
 
-    /// A copy with its own buffer.
-    pub(crate) fn duplicate(&self) -> Result<Self> {
-        let copy = Self::zeros(self.flat.device(), self.flat.dtype(), self.layout.clone());
-        match self.flat.dtype() {
-            DType::F64 => copy.flat.write::<f64>().copy_from_slice(&self.flat.read::<f64>()),
-            _ => copy.flat.write::<f32>().copy_from_slice(&self.flat.read::<f32>()),
+    /// Multiplies one group with `factor`.
+    pub(crate) fn scale(&self, id: Id, factor: f64) -> Result<()> {
+        let Group { offset, shape, .. } = &self.layout.groups[id.0];
+        let scaled: Vec<f32> =
+            self.masters().view(*offset, shape)?.to_f32()?.into_iter().map(|w| w * factor as f32).collect();
+        for flat in std::iter::once(&self.flat).chain(&self.master) {
+            flat.view(*offset, shape)?.set(&scaled)?;
         }
-        Ok(copy)
+        Ok(())
+    }
+
+    /// A copy with its own buffers.
+    pub(crate) fn duplicate(&self) -> Result<Self> {
+        let master = self.master.as_ref().map(Tensor::duplicate).transpose()?;
+        Ok(Self { flat: self.flat.duplicate()?, master, layout: self.layout.clone() })
     }
 }
 
@@ -231,7 +252,7 @@ impl Grads {
     /// Room for the gradients of `params`.
     pub(crate) fn new(params: &Params) -> Result<Self> {
         let (device, layout) = (params.flat.device(), params.layout.clone());
-        let flat = Tensor::zeros(device, params.flat.dtype(), &[layout.len()]);
+        let flat = Tensor::zeros(device, params.masters().dtype(), &[layout.len()])?;
         let slots = layout.groups.iter().map(|g| Ok(Arc::new(Grad::new(flat.view(g.offset, &g.shape)?))));
         Ok(Self { slots: slots.collect::<Result<_>>()?, flat, layout })
     }
@@ -243,7 +264,7 @@ impl Grads {
             slot.claim();
         }
         for (part, offset) in self.layout.parts().filter(|(part, _)| part.name == name) {
-            self.flat.view(offset, &part.shape).unwrap().write::<f32>().fill(f32::NAN);
+            self.flat.view(offset, &part.shape).unwrap().set(&vec![f32::NAN; part.len()]).unwrap();
         }
     }
 

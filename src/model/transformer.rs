@@ -7,10 +7,11 @@ use std::sync::{Arc, Mutex};
 
 use super::config::{Architecture, Head, ModelConfig};
 use super::params::{Id, Layout, LayoutBuilder, Part, Weights};
+use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops;
-use crate::ops::attention::{Heads, LayerCache, Sequences};
+use crate::ops::attention::{CacheRows, Heads, LayerCache, Sequences};
 use crate::tensor::Tensor;
 
 /// A normalisation: its weight, and GPT-2's bias.
@@ -105,9 +106,10 @@ impl Transformer {
     }
 
     /// An empty cache with room for `slots` sequences of `positions` positions.
-    pub(crate) fn cache(&self, like: &Tensor, slots: usize, positions: usize) -> Cache {
+    pub(crate) fn cache(&self, like: &Tensor, slots: usize, positions: usize) -> Result<Cache> {
         let layer = || LayerCache::new(like.device(), like.dtype(), slots, positions, self.heads);
-        Cache { layers: self.layers.iter().map(|_| layer()).collect(), lengths: vec![0; slots] }
+        let layers = self.layers.iter().map(|_| layer()).collect::<Result<_>>()?;
+        Ok(Cache { layers, lengths: vec![0; slots] })
     }
 
     /// Hidden states [N, C] after the last normalisation, of packed ids [N] (i32).
@@ -125,8 +127,9 @@ impl Transformer {
         slots: &[usize],
     ) -> Result<Tensor> {
         let lengths: Vec<usize> = slots.iter().map(|s| cache.lengths[*s]).collect();
+        let rows = CacheRows::new(ids.device(), slots, &lengths)?;
         let hidden = self.run(weights, ids, sequences, |layer, qkv| {
-            cache.layers[layer].attention(qkv, sequences, [slots, &lengths], self.heads)
+            cache.layers[layer].attention(qkv, sequences, &rows, self.heads)
         })?;
         for (slot, rows) in slots.iter().zip(sequences.offsets.windows(2)) {
             cache.lengths[*slot] += rows[1] - rows[0];
@@ -330,21 +333,21 @@ impl RopeTable {
                 .because("the model's positions end there (max_position_embeddings)")
                 .fix("shorten the rows, or set a smaller --max-length or --response-length"));
         }
+        let dtype = if like.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
         let mut table = self.table.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         match &*table {
-            Some(t) if t.rows() > last && t.dtype() == like.dtype() => Ok(t.clone()),
-            _ => Ok(table.insert(self.make(like, (last + 1).next_power_of_two())?).clone()),
+            Some(t) if t.rows() > last && t.dtype() == dtype => Ok(t.clone()),
+            _ => Ok(table.insert(self.make(like.device(), dtype, (last + 1).next_power_of_two())?).clone()),
         }
     }
 
-    fn make(&self, like: &Tensor, positions: usize) -> Result<Tensor> {
+    fn make(&self, device: &Device, dtype: DType, positions: usize) -> Result<Tensor> {
         let row = |p: usize| {
             let angle = move |f: &f64| p as f64 * f;
             let cosines = self.frequencies.iter().map(move |f| angle(f).cos());
             cosines.chain(self.frequencies.iter().map(move |f| angle(f).sin()))
         };
         let values: Vec<f64> = (0..positions).flat_map(row).collect();
-        let dtype = if like.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
-        Tensor::from_f64(like.device(), dtype, &[positions, 2 * self.frequencies.len()], &values)
+        Tensor::from_f64(device, dtype, &[positions, 2 * self.frequencies.len()], &values)
     }
 }

@@ -3,6 +3,7 @@
 
 use crate::error::Result;
 use crate::ops;
+use crate::ops::gae::{Gae, Shaped};
 use crate::tensor::Tensor;
 
 /// Whitened advantages, and returns; both [N].
@@ -11,15 +12,18 @@ pub(crate) struct Advantages {
     pub(crate) returns: Tensor,
 }
 
-/// From rewards [N] and values [N]; episode b is tokens offsets[b]..offsets[b + 1].
+/// From what rewards are made of, and values [N]; `discounts` are gamma and lam.
 pub(crate) fn advantages(
-    rewards: Tensor,
+    shaped: &Shaped<'_>,
     values: &Tensor,
-    offsets: &[i32],
     discounts: [f64; 2],
     whiten_rewards: bool,
 ) -> Result<Advantages> {
-    let rewards = if whiten_rewards { ops::whiten::whiten(&rewards, true)? } else { rewards };
-    let (advantages, returns) = ops::gae::gae(&rewards, values, offsets, discounts)?;
-    Ok(Advantages { advantages: ops::whiten::whiten(&advantages, false)?, returns })
+    let Gae { advantages, returns, statistics } = if whiten_rewards {
+        let rewards = ops::whiten::whiten(&ops::gae::rewards(shaped)?, None, true)?;
+        ops::gae::gae(&rewards, values, shaped.offsets, discounts)?
+    } else {
+        ops::gae::shaped_gae(shaped, values, discounts)?
+    };
+    Ok(Advantages { advantages: ops::whiten::whiten(&advantages, statistics.as_ref(), false)?, returns })
 }

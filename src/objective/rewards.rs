@@ -3,7 +3,7 @@
 
 use crate::config::KlEstimator;
 
-pub(crate) use crate::ops::gae::rewards;
+pub(crate) use crate::ops::gae::Shaped;
 
 /// What happens to a score before it becomes a reward.
 #[derive(Debug, Clone, Copy, Default)]

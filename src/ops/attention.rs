@@ -9,11 +9,67 @@ use crate::autograd::{record, refuse_grad};
 use crate::cpu;
 pub(crate) use crate::cpu::attention::Heads;
 use crate::cpu::attention::{Cached, padded};
-use crate::device::Device;
+use crate::device::kernel::{ATTENTION, Entry, Kernel};
+use crate::device::launch::Launch;
+use crate::device::{Device, Gpu};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::{check, dout};
 use crate::tensor::{Tensor, floats};
+
+/// Kernels for one size of padded head: bf16 heads up to 64 and up to 128, f32 heads of any size.
+struct Kernels {
+    forward: Entry,
+    cached: Entry,
+    decode: Entry,
+    backward_queries: Entry,
+    backward_keys: Entry,
+    /// Dynamic shared bytes of a block, and of one of `backward_keys`.
+    shared: [usize; 2],
+}
+
+const HEADS_64: Kernels = Kernels {
+    forward: Entry::new(&ATTENTION, "attention_forward_64_bf16"),
+    cached: Entry::new(&ATTENTION, "attention_forward_cached_64_bf16"),
+    decode: Entry::new(&ATTENTION, "attention_forward_decode_64_bf16"),
+    backward_queries: Entry::new(&ATTENTION, "attention_backward_queries_64_bf16"),
+    backward_keys: Entry::new(&ATTENTION, "attention_backward_keys_64_bf16"),
+    shared: [32768, 33792],
+};
+const HEADS_128: Kernels = Kernels {
+    forward: Entry::new(&ATTENTION, "attention_forward_128_bf16"),
+    cached: Entry::new(&ATTENTION, "attention_forward_cached_128_bf16"),
+    decode: Entry::new(&ATTENTION, "attention_forward_decode_128_bf16"),
+    backward_queries: Entry::new(&ATTENTION, "attention_backward_queries_128_bf16"),
+    backward_keys: Entry::new(&ATTENTION, "attention_backward_keys_128_bf16"),
+    shared: [65536, 66560],
+};
+const HEADS_F32: Kernels = Kernels {
+    forward: Entry::new(&ATTENTION, "attention_forward_f32"),
+    cached: Entry::new(&ATTENTION, "attention_forward_cached_f32"),
+    decode: Entry::new(&ATTENTION, "attention_forward_decode_f32"),
+    backward_queries: Entry::new(&ATTENTION, "attention_backward_queries_f32"),
+    backward_keys: Entry::new(&ATTENTION, "attention_backward_keys_f32"),
+    shared: [0, 0],
+};
+const DELTA: Kernel = Kernel::new(&ATTENTION, "attention_backward_delta_bf16", "attention_backward_delta_f32");
+const APPEND: Kernel = Kernel::new(&ATTENTION, "attention_append_bf16", "attention_append_f32");
+
+/// Positions in a tile of the kernels, and threads of a block.
+const TILE: usize = 64;
+const THREADS: usize = 128;
+
+impl Kernels {
+    fn of(qkv: &Tensor, heads: Heads) -> Result<&'static Self> {
+        let shapes = heads.size.is_multiple_of(8) && heads.size <= 128 && heads.heads.is_multiple_of(heads.kv_heads);
+        check("attention on a GPU (heads of 8, 16, ... 128)", shapes, &[qkv])?;
+        Ok(match (qkv.dtype(), heads.size) {
+            (DType::F32, _) => &HEADS_F32,
+            (_, 0..=64) => &HEADS_64,
+            _ => &HEADS_128,
+        })
+    }
+}
 
 /// Where sequences begin and end in a packed batch, and each token's position in its own sequence.
 #[derive(Clone, Debug)]
@@ -22,6 +78,37 @@ pub(crate) struct Sequences {
     pub(crate) offsets: Arc<[usize]>,
     /// [N], i32.
     pub(crate) positions: Tensor,
+    on_gpu: Option<Plan>,
+}
+
+/// What a GPU's kernels know of a batch.
+#[derive(Clone, Debug)]
+struct Plan {
+    /// [B + 1], i32.
+    offsets: Tensor,
+    /// [tiles, 2], i32: sequence, and which stretch of [`TILE`] positions; the longest work first.
+    tiles: Tensor,
+    /// [B], i32: positions before the first token.
+    first: Tensor,
+}
+
+impl Plan {
+    fn new(device: &Device, offsets: &[usize], first: &[usize]) -> Result<Self> {
+        let mut tiles: Vec<[i32; 2]> = Vec::new();
+        for (b, (rows, first)) in offsets.windows(2).zip(first).enumerate() {
+            let end = first + rows[1] - rows[0];
+            if rows[1] > rows[0] {
+                tiles.extend((first / TILE..=(end - 1) / TILE).map(|t| [b as i32, t as i32]));
+            }
+        }
+        tiles.sort_by_key(|[b, t]| (std::cmp::Reverse(*t), *b));
+        let ints = |values: Vec<i32>| Tensor::new(device, &[values.len()], values);
+        Ok(Self {
+            offsets: ints(offsets.iter().map(|o| *o as i32).collect())?,
+            tiles: Tensor::new(device, &[tiles.len(), 2], tiles.concat())?,
+            first: ints(first.iter().map(|f| *f as i32).collect())?,
+        })
+    }
 }
 
 impl Sequences {
@@ -39,12 +126,20 @@ impl Sequences {
             offsets.push(positions.len());
         }
         let positions = Tensor::new(device, &[positions.len()], positions)?;
-        Ok(Self { offsets: offsets.into(), positions })
+        let on_gpu = match device {
+            Device::Cpu => None,
+            Device::Gpu(_) => Some(Plan::new(device, &offsets, first)?),
+        };
+        Ok(Self { offsets: offsets.into(), positions, on_gpu })
     }
 
     /// Tokens in all sequences.
     pub(crate) fn tokens(&self) -> usize {
         self.positions.len()
+    }
+
+    fn plan(&self) -> Result<&Plan> {
+        self.on_gpu.as_ref().ok_or_else(|| Error::failure("sequences-device", "the sequences lie on another device"))
     }
 }
 
@@ -52,6 +147,7 @@ impl Sequences {
 pub(crate) fn attention(qkv: &Tensor, sequences: &Sequences, heads: Heads) -> Result<Tensor> {
     check("attention", qkv.width() == heads.row() && qkv.rows() == sequences.tokens(), &[qkv])?;
     let (mut out, lse) = match qkv.device() {
+        Device::Gpu(gpu) => forward(gpu, qkv, sequences, heads),
         Device::Cpu => floats!(qkv, T => {
             let rows = qkv.rows();
             let mut out = cpu::pool::take::<T>(rows * heads.heads * heads.size);
@@ -61,14 +157,16 @@ pub(crate) fn attention(qkv: &Tensor, sequences: &Sequences, heads: Heads) -> Re
             Ok((out, Tensor::new(qkv.device(), &[rows, heads.heads], lse)?))
         }),
     }?;
-    let (qkv_saved, out_saved, offsets) = (qkv.detach(), out.detach(), sequences.offsets.clone());
+    let (qkv_saved, out_saved, sequences) = (qkv.detach(), out.detach(), sequences.clone());
     let rule = move |grads: &[Option<Tensor>]| {
         let dout = dout(grads, 0)?;
         let dqkv = match dout.device() {
+            Device::Gpu(gpu) => backward(gpu, dout, [&qkv_saved, &out_saved, &lse], &sequences, heads),
             Device::Cpu => floats!(dout, T => {
                 let mut dqkv = cpu::pool::take::<T>(qkv_saved.len());
                 let (qkv, out, lse) = (qkv_saved.read::<T>(), out_saved.read::<T>(), lse.read::<T>());
-                cpu::attention::backward(&mut dqkv, &dout.read::<T>(), &qkv, &out, &lse, &offsets, heads);
+                let offsets = &sequences.offsets;
+                cpu::attention::backward(&mut dqkv, &dout.read::<T>(), &qkv, &out, &lse, offsets, heads);
                 Tensor::new(dout.device(), qkv_saved.shape(), dqkv)
             }),
         }?;
@@ -78,7 +176,71 @@ pub(crate) fn attention(qkv: &Tensor, sequences: &Sequences, heads: Heads) -> Re
     Ok(out)
 }
 
-/// Keys and values of one layer: keys [slots, NKV, HD, capacity], values [slots, NKV, capacity, padded HD].
+/// out [N, NH HD] and lse [N, NH].
+fn forward(gpu: &Gpu, qkv: &Tensor, sequences: &Sequences, heads: Heads) -> Result<(Tensor, Tensor)> {
+    let (kernels, plan) = (Kernels::of(qkv, heads)?, sequences.plan()?);
+    let out = Tensor::empty(qkv.device(), qkv.dtype(), &[qkv.rows(), heads.heads * heads.size])?;
+    let lse = Tensor::empty(qkv.device(), DType::F32, &[qkv.rows(), heads.heads])?;
+    Launch::new(gpu, kernels.forward)
+        .grid([heads.heads, plan.tiles.rows(), 1], THREADS)
+        .shared(kernels.shared[0])
+        .out(&out)
+        .out(&lse)
+        .tensor(qkv)
+        .tensor(&plan.offsets)
+        .tensor(&plan.tiles)
+        .sizes([heads.heads, heads.kv_heads, heads.size])
+        .scalar(scale(heads))
+        .run()?;
+    Ok((out, lse))
+}
+
+fn scale(heads: Heads) -> f64 {
+    1.0 / (heads.size as f64).sqrt()
+}
+
+/// dqkv: the columns of queries from one kernel, those of keys and values from another, so that no block waits.
+fn backward(
+    gpu: &Gpu,
+    dout: &Tensor,
+    [qkv, out, lse]: [&Tensor; 3],
+    sequences: &Sequences,
+    heads: Heads,
+) -> Result<Tensor> {
+    let (kernels, plan) = (Kernels::of(qkv, heads)?, sequences.plan()?);
+    let delta = Tensor::empty(qkv.device(), DType::F32, lse.shape())?;
+    Launch::new(gpu, DELTA.of(dout.dtype())?)
+        .blocks(lse.len().div_ceil(16), THREADS)
+        .out(&delta)
+        .tensor(dout)
+        .tensor(out)
+        .long(lse.len())
+        .size(heads.size)
+        .run()?;
+    let dqkv = Tensor::empty(qkv.device(), qkv.dtype(), qkv.shape())?;
+    let [shared, shared_keys] = kernels.shared;
+    for (entry, width, shared) in
+        [(kernels.backward_queries, heads.heads, shared), (kernels.backward_keys, heads.kv_heads, shared_keys)]
+    {
+        Launch::new(gpu, entry)
+            .grid([width, plan.tiles.rows(), 1], THREADS)
+            .shared(shared)
+            .tensor(&dqkv)
+            .tensor(dout)
+            .tensor(qkv)
+            .tensor(lse)
+            .tensor(&delta)
+            .tensor(&plan.offsets)
+            .tensor(&plan.tiles)
+            .sizes([heads.heads, heads.kv_heads, heads.size])
+            .scalar(scale(heads))
+            .run()?;
+    }
+    Ok(dqkv)
+}
+
+/// Keys and values of one layer: keys [slots, NKV, HD, capacity], values [slots, NKV, capacity, padded HD]; on a GPU
+/// both [slots, NKV, capacity, HD].
 #[derive(Debug)]
 pub(crate) struct LayerCache {
     keys: Tensor,
@@ -89,32 +251,39 @@ pub(crate) struct LayerCache {
 
 impl LayerCache {
     /// Room for `slots` sequences of up to `positions` positions.
-    pub(crate) fn new(device: &Device, dtype: DType, slots: usize, positions: usize, heads: Heads) -> Self {
+    pub(crate) fn new(device: &Device, dtype: DType, slots: usize, positions: usize, heads: Heads) -> Result<Self> {
+        if let Device::Gpu(_) = device {
+            let shape = [slots, heads.kv_heads, positions, heads.size];
+            let [keys, values] = [(); 2].map(|()| Tensor::empty(device, dtype, &shape));
+            return Ok(Self { keys: keys?, values: values?, slots, capacity: positions });
+        }
         let capacity = padded(positions);
-        let keys = Tensor::zeros(device, dtype, &[slots, heads.kv_heads, heads.size, capacity]);
-        let values = Tensor::zeros(device, dtype, &[slots, heads.kv_heads, capacity, padded(heads.size)]);
-        Self { keys, values, slots, capacity }
+        let keys = Tensor::zeros(device, dtype, &[slots, heads.kv_heads, heads.size, capacity])?;
+        let values = Tensor::zeros(device, dtype, &[slots, heads.kv_heads, capacity, padded(heads.size)])?;
+        Ok(Self { keys, values, slots, capacity })
     }
 
-    /// out [N, NH HD] of new tokens qkv [N, row] that continue the sequences in `slots`, each of which holds `lengths`
-    /// positions already; their keys and values are appended. No gradient.
+    /// out [N, NH HD] of new tokens qkv [N, row] that continue the sequences in `rows`; their keys and values are
+    /// appended. No gradient.
     pub(crate) fn attention(
         &self,
         qkv: &Tensor,
         sequences: &Sequences,
-        [slots, lengths]: [&[usize]; 2],
+        rows: &CacheRows<'_>,
         heads: Heads,
     ) -> Result<Tensor> {
+        let CacheRows { slots, lengths, .. } = *rows;
         refuse_grad("cached attention", &[qkv])?;
         let offsets = &sequences.offsets;
         let fits = offsets.windows(2).zip(lengths).all(|(w, l)| w[1] - w[0] + l <= self.capacity);
-        let rows = qkv.width() == heads.row() && slots.len() + 1 == offsets.len() && lengths.len() == slots.len();
-        check("cached attention", rows, &[qkv])?;
+        let shapes = qkv.width() == heads.row() && slots.len() + 1 == offsets.len() && lengths.len() == slots.len();
+        check("cached attention", shapes, &[qkv])?;
         if !fits || slots.iter().any(|s| *s >= self.slots) {
             return Err(Error::failure("cache-full", "a sequence does not fit the key and value cache"));
         }
         let cached = Cached { sequences: offsets, slots, lengths, capacity: self.capacity };
         match qkv.device() {
+            Device::Gpu(gpu) => self.attention_on(gpu, qkv, sequences, rows, heads),
             Device::Cpu => floats!(qkv, T => {
                 let mut out = cpu::pool::take::<T>(qkv.rows() * heads.heads * heads.size);
                 let qkv_data = qkv.read::<T>();
@@ -124,5 +293,66 @@ impl LayerCache {
                 Tensor::new(qkv.device(), &[qkv.rows(), heads.heads * heads.size], out)
             }),
         }
+    }
+
+    fn attention_on(
+        &self,
+        gpu: &Gpu,
+        qkv: &Tensor,
+        sequences: &Sequences,
+        rows: &CacheRows<'_>,
+        heads: Heads,
+    ) -> Result<Tensor> {
+        let (kernels, plan) = (Kernels::of(qkv, heads)?, sequences.plan()?);
+        let slots = rows.on_gpu.as_ref().ok_or_else(|| Error::failure("cache-device", "the rows lie elsewhere"))?;
+        let batch = rows.slots.len();
+        let most = sequences.offsets.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0);
+        let one_each = sequences.offsets.windows(2).all(|w| w[1] - w[0] == 1);
+        Launch::new(gpu, APPEND.of(qkv.dtype())?)
+            .grid([most.div_ceil(16), batch, 1], THREADS)
+            .tensor(&self.keys)
+            .tensor(&self.values)
+            .tensor(qkv)
+            .tensor(&plan.offsets)
+            .tensor(slots)
+            .tensor(&plan.first)
+            .sizes([heads.heads, heads.kv_heads, heads.size, self.capacity])
+            .run()?;
+        let out = Tensor::empty(qkv.device(), qkv.dtype(), &[qkv.rows(), heads.heads * heads.size])?;
+        let launch = if one_each {
+            let blocks = heads.kv_heads * heads.group().div_ceil(16);
+            Launch::new(gpu, kernels.decode).grid([blocks, batch, 1], 32)
+        } else {
+            Launch::new(gpu, kernels.cached).grid([heads.heads, plan.tiles.rows(), 1], THREADS)
+        };
+        let launch = launch.shared(kernels.shared[0]).out(&out).tensor(qkv).tensor(&self.keys).tensor(&self.values);
+        let launch = if one_each {
+            launch.tensor(slots).tensor(&plan.first)
+        } else {
+            launch.tensor(&plan.offsets).tensor(slots).tensor(&plan.first).tensor(&plan.tiles)
+        };
+        launch.sizes([heads.heads, heads.kv_heads, heads.size, self.capacity]).scalar(scale(heads)).run()?;
+        Ok(out)
+    }
+}
+
+/// Which slots of a cache the sequences of a batch continue, and how many positions each holds already.
+#[derive(Debug)]
+pub(crate) struct CacheRows<'a> {
+    slots: &'a [usize],
+    lengths: &'a [usize],
+    /// The slots, [B], i32.
+    on_gpu: Option<Tensor>,
+}
+
+impl<'a> CacheRows<'a> {
+    pub(crate) fn new(device: &Device, slots: &'a [usize], lengths: &'a [usize]) -> Result<Self> {
+        let on_gpu = match device {
+            Device::Cpu => None,
+            Device::Gpu(_) => {
+                Some(Tensor::new(device, &[slots.len()], slots.iter().map(|s| *s as i32).collect::<Vec<_>>())?)
+            }
+        };
+        Ok(Self { slots, lengths, on_gpu })
     }
 }

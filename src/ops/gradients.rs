@@ -31,7 +31,7 @@ fn ints(values: &[i32]) -> Tensor {
 
 fn parameter(shape: &[usize], values: &[f64]) -> Tensor {
     let mut tensor = tensor(shape, values);
-    let slot = Grad::new(Tensor::zeros(&Device::Cpu, DType::F64, shape));
+    let slot = Grad::new(Tensor::zeros(&Device::Cpu, DType::F64, shape).unwrap());
     tensor.origin = Origin::Parameter(Arc::new(slot));
     tensor
 }
@@ -39,7 +39,7 @@ fn parameter(shape: &[usize], values: &[f64]) -> Tensor {
 /// A loss that weighs every element of every output differently.
 fn weighted(outputs: &[Tensor]) -> Tensor {
     let weights: Vec<Vec<f64>> = outputs.iter().enumerate().map(|(i, o)| random(o.len(), 900 + i as u32)).collect();
-    let dot = |(o, w): (&Tensor, &Vec<f64>)| o.to_f64().iter().zip(w).map(|(a, b)| a * b).sum::<f64>();
+    let dot = |(o, w): (&Tensor, &Vec<f64>)| o.to_f64().unwrap().iter().zip(w).map(|(a, b)| a * b).sum::<f64>();
     let mut loss = tensor(&[1], &[outputs.iter().zip(&weights).map(dot).sum()]);
     let grads: Vec<_> = outputs.iter().zip(&weights).map(|(o, w)| Some(tensor(o.shape(), w))).collect();
     let inputs: Vec<&Tensor> = outputs.iter().collect();
@@ -56,14 +56,14 @@ fn worst_error(shapes: &[&[usize]], forward: &dyn Fn(&[Tensor]) -> Result<Vec<Te
         let mut values = values.clone();
         values[at][i] += delta;
         let inputs: Vec<Tensor> = shapes.iter().zip(&values).map(|(s, v)| tensor(s, v)).collect();
-        weighted(&forward(&inputs).unwrap()).to_f64()[0]
+        weighted(&forward(&inputs).unwrap()).to_f64().unwrap()[0]
     };
     let mut worst = 0.0f64;
     for (at, input) in inputs.iter().enumerate() {
         let slot = input.slot().unwrap().unwrap();
         assert!(slot.is_written(), "input {at} received no gradient");
         let (mut error, mut norm) = (0.0, 0.0);
-        for (i, ours) in slot.tensor.to_f64().iter().enumerate() {
+        for (i, ours) in slot.tensor.to_f64().unwrap().iter().enumerate() {
             let numeric = (evaluate(at, i, DELTA) - evaluate(at, i, -DELTA)) / (2.0 * DELTA);
             error += (ours - numeric).powi(2);
             norm += numeric.powi(2);

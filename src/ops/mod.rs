@@ -3,6 +3,7 @@
 
 pub(crate) mod adamw;
 pub(crate) mod attention;
+pub(crate) mod column_sum;
 pub(crate) mod elementwise;
 pub(crate) mod embedding;
 pub(crate) mod gae;
@@ -23,6 +24,9 @@ pub(crate) mod whiten;
 #[cfg(test)]
 mod gradients;
 
+use crate::device::Gpu;
+use crate::device::kernel::Entry;
+use crate::device::launch::Launch;
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 
@@ -41,4 +45,46 @@ pub(crate) fn dout(grads: &[Option<Tensor>], output: usize) -> Result<&Tensor> {
         .get(output)
         .and_then(Option::as_ref)
         .ok_or_else(|| Error::failure("no-gradient", "a rule ran without its gradient"))
+}
+
+/// Threads of a block of an element-wise kernel.
+pub(crate) const ELEMENTWISE_THREADS: usize = 256;
+
+/// A launch of an element-wise kernel over `n` elements, 16 bytes a thread, that writes `out`.
+pub(crate) fn elementwise_launch<'a>(gpu: &'a Gpu, entry: Entry, out: &Tensor, n: usize) -> Launch<'a> {
+    let vectors = n.div_ceil(16 / out.dtype().bytes());
+    Launch::new(gpu, entry).blocks(vectors.div_ceil(ELEMENTWISE_THREADS), ELEMENTWISE_THREADS).out(out)
+}
+
+/// Threads of the one block that sums `n` elements.
+pub(crate) fn reduction_threads(n: usize) -> usize {
+    n.next_multiple_of(32).clamp(32, 1024)
+}
+
+/// How rows are shared among threads; the counterpart of `kernels/row.cuh`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RowPlan {
+    /// Threads of a block.
+    pub(crate) threads: usize,
+    /// Rows that a block holds at once.
+    pub(crate) teams: usize,
+    /// Rows that a block adds into one partial sum.
+    pub(crate) chunk: usize,
+}
+
+impl RowPlan {
+    /// The widest row that a team holds in registers.
+    pub(crate) const WIDEST: usize = 8192;
+
+    pub(crate) fn new(width: usize) -> Self {
+        let lanes = width.div_ceil(32).next_power_of_two();
+        let threads = if lanes <= 32 { 128 } else { lanes };
+        let teams = threads / lanes;
+        Self { threads, teams, chunk: if lanes <= 32 { 8 * teams } else { 16 } }
+    }
+
+    /// Dynamic shared bytes of a block that adds rows up.
+    pub(crate) fn shared(&self) -> usize {
+        144 * self.threads
+    }
 }

@@ -3,7 +3,7 @@
 
 use crate::error::{Code, Error, Result};
 use crate::ops;
-use crate::ops::adamw::Step;
+use crate::ops::adamw::{Step, Weights};
 use crate::tensor::Tensor;
 
 /// The optimizer's settings; units as in Loshchilov and Hutter, 2019.
@@ -30,31 +30,31 @@ pub(crate) struct AdamW {
 
 impl AdamW {
     /// Moments of zero for the flat buffer `params`, of which the first `decayed` elements decay.
-    pub(crate) fn new(params: &Tensor, decayed: usize, settings: Settings) -> Self {
+    ///
+    /// # Errors
+    /// Memory of the device.
+    pub(crate) fn new(params: &Tensor, decayed: usize, settings: Settings) -> Result<Self> {
         let zeros = || Tensor::zeros(params.device(), params.dtype(), params.shape());
-        Self { settings, decayed, m: zeros(), v: zeros(), steps: 0 }
+        Ok(Self { settings, decayed, m: zeros()?, v: zeros()?, steps: 0 })
     }
 
-    /// Moves `params` against `grads` at learning rate `lr`; returns the gradient's norm before clipping.
+    /// Moves `params` against `grads` at learning rate `lr`, and their copy `rounded` with them; returns the gradient's
+    /// norm before clipping.
     ///
     /// # Errors
     /// A gradient that is not finite; parameters and moments are as they were.
-    pub(crate) fn step(&mut self, params: &Tensor, grads: &Tensor, lr: f64) -> Result<f64> {
-        let norm = ops::global_norm::global_norm(grads)?;
-        if !norm.is_finite() {
+    pub(crate) fn step(&mut self, params: &Tensor, rounded: Option<&Tensor>, grads: &Tensor, lr: f64) -> Result<f64> {
+        let Settings { beta1, beta2, eps, weight_decay, max_grad_norm } = self.settings;
+        let clip = ops::global_norm::clip(grads, max_grad_norm)?;
+        if !clip.norm.is_finite() {
             return Err(Error::new(Code::NonFinite, "gradient-not-finite", "a gradient is not a finite number")
                 .because("the loss or an activation has overflowed; the parameters are as they were before this step")
                 .fix("lower the learning rate, or look at the data of this step"));
         }
-        let Settings { beta1, beta2, eps, weight_decay, max_grad_norm } = self.settings;
-        let scale = if max_grad_norm > 0.0 { (max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
         self.steps += 1;
-        let step = Step { lr, beta1, beta2, eps, weight_decay, t: self.steps, scale };
-        let spared = params.len() - self.decayed;
-        for (offset, n, weight_decay) in [(0, self.decayed, weight_decay), (self.decayed, spared, 0.0)] {
-            let [w, m, v, g] = [params, &self.m, &self.v, grads].map(|flat| flat.view(offset, &[n]));
-            ops::adamw::adamw(&w?, [&m?, &v?], &g?, &Step { weight_decay, ..step })?;
-        }
-        Ok(norm)
+        let step = Step { lr, beta1, beta2, eps, weight_decay, t: self.steps };
+        let weights = Weights { masters: params, rounded, decayed: self.decayed };
+        ops::adamw::adamw(&weights, [&self.m, &self.v], grads, &step, &clip)?;
+        Ok(clip.norm)
     }
 }

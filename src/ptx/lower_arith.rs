@@ -475,6 +475,12 @@ impl Lower<'_> {
                 let d = self.dst(0, Self::class(ty))?;
                 self.emit(op, &[d], &src)
             }
+            (_, Operand::Int(value)) if ty == Ty::Pred => {
+                // NVRTC writes a constant predicate as 0 or -1.
+                let (d, value) = (self.dst(0, Class::Pred)?, u64::from(*value != 0));
+                let (a, b) = (self.literal(Class::Word, value), self.literal(Class::Word, 0));
+                self.emit(Op::Set { cmp: Cmp::Ne, ty: Ty::U32, ftz: false, combine: None, pair: false }, &[d], &[a, b])
+            }
             _ => match ty.bits() {
                 1 => self.simple(Op::PredMov, ty, 1),
                 64 => self.simple(Op::Mov64, ty, 1),

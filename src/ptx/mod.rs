@@ -49,4 +49,6 @@ mod tests_rows;
 #[cfg(test)]
 mod tests_speed;
 #[cfg(test)]
+mod tests_text;
+#[cfg(test)]
 mod tests_warps;

@@ -344,6 +344,10 @@ fn comparisons_and_selection() {
         Row("xor.pred %p0, %p1, %p2;", P, [1, 1, 0, 0], 0),
         Row("not.pred %p0, %p1;", P, [1, 0, 0, 0], 0),
         Row("mov.pred %p0, %p1;", P, [1, 0, 0, 0], 1),
+        Row("mov.pred %p0, -1;", P, [0; 4], 1),
+        Row("mov.pred %p0, 1;", P, [0; 4], 1),
+        Row("mov.pred %p0, 0;", P, [0; 4], 0),
+        Row("mov.pred %p0, -1;\n@%p1 mov.pred %p0, 0;", P, [1, 0, 0, 0], 0),
         Row("selp.b32 %r0, %r1, %r2, %p3;", R, [7, 8, 0, 0], 8),
         Row("selp.f32 %f0, %f1, 0f00000000, %p3;", F, [f(2.0), 0, 1, 0], f(2.0)),
         Row("selp.b64 %rd0, %rd1, %rd2, %p3;", L, [7 << 40, 8, 1, 0], 7 << 40),
@@ -351,6 +355,58 @@ fn comparisons_and_selection() {
         Row("slct.b32.s32 %r0, %r1, %r2, %r3;", R, [7, 8, n(-1), 0], 8),
         Row("slct.f32.f32 %f0, %f1, %f2, %f3;", F, [f(7.0), f(8.0), f(-0.0), 0], f(7.0)),
         Row("@%p1 mov.u32 %r0, 3;\n@!%p1 mov.u32 %r0, 4;", R, [0, 0, 0, 0], 4),
+    ]);
+}
+
+/// What stands on either side of a border: equal, below, above; signs; NaN.
+#[test]
+fn comparisons_at_borders() {
+    const M: u64 = n(-1);
+    const ML: u64 = l(-1);
+    const BIG: u64 = 1 << 40;
+    check(&[
+        Row("setp.eq.b32 %p0, %r1, %r2;", P, [M, M, 0, 0], 1),
+        Row("setp.eq.b32 %p0, %r1, 1;", P, [0x101, 0, 0, 0], 0),
+        Row("setp.eq.f32 %p0, %f1, 0f00000000;", P, [f(-0.0), 0, 0, 0], 1),
+        Row("setp.eq.f32 %p0, %f1, %f2;", P, [NAN, NAN, 0, 0], 0),
+        Row("setp.eq.s64 %p0, %rd1, %rd2;", P, [BIG, BIG, 0, 0], 1),
+        Row("setp.eq.s64 %p0, %rd1, 0;", P, [BIG, 0, 0, 0], 0),
+        Row("setp.ne.s32 %p0, %r1, %r2;", P, [5, 6, 0, 0], 1),
+        Row("setp.ne.s32 %p0, %r1, 5;", P, [5, 0, 0, 0], 0),
+        Row("setp.ne.s64 %p0, %rd1, 0;", P, [BIG, 0, 0, 0], 1),
+        Row("setp.ne.s64 %p0, %rd1, -1;", P, [ML, 0, 0, 0], 0),
+        Row("setp.ge.s32 %p0, %r1, %r2;", P, [M, 1, 0, 0], 0),
+        Row("setp.ge.s32 %p0, %r1, %r2;", P, [M, M, 0, 0], 1),
+        Row("setp.ge.s64 %p0, %rd1, %rd2;", P, [ML, 1, 0, 0], 0),
+        Row("setp.ge.s64 %p0, %rd1, %rd2;", P, [BIG, BIG, 0, 0], 1),
+        Row("setp.ge.u64 %p0, %rd1, %rd2;", P, [ML, 1, 0, 0], 1),
+        Row("setp.ge.u64 %p0, %rd1, %rd2;", P, [1, ML, 0, 0], 0),
+        Row("setp.ge.u32 %p0, %r1, %r2;", P, [M, 1, 0, 0], 1),
+        Row("setp.ge.u32 %p0, %r1, %r2;", P, [1, M, 0, 0], 0),
+        Row("setp.gt.s32 %p0, %r1, %r2;", P, [M, 1, 0, 0], 0),
+        Row("setp.gt.s32 %p0, %r1, %r2;", P, [1, M, 0, 0], 1),
+        Row("setp.gt.s32 %p0, %r1, %r2;", P, [1, 1, 0, 0], 0),
+        Row("setp.gt.u32 %p0, %r1, 15;", P, [15, 0, 0, 0], 0),
+        Row("setp.gt.u32 %p0, %r1, 15;", P, [M, 0, 0, 0], 1),
+        Row("setp.le.u64 %p0, %rd1, %rd2;", P, [ML, 1, 0, 0], 0),
+        Row("setp.le.u64 %p0, %rd1, %rd2;", P, [BIG, BIG, 0, 0], 1),
+        Row("setp.lt.s64 %p0, %rd1, %rd2;", P, [ML, 1, 0, 0], 1),
+        Row("setp.lt.s64 %p0, %rd1, %rd2;", P, [BIG, BIG, 0, 0], 0),
+        Row("setp.lt.u64 %p0, %rd1, %rd2;", P, [ML, 1, 0, 0], 0),
+        Row("setp.lt.u64 %p0, %rd1, 3;", P, [2, 0, 0, 0], 1),
+        Row("setp.ge.f32 %p0, %f1, %f2;", P, [f(2.0), f(2.0), 0, 0], 1),
+        Row("setp.ge.f32 %p0, %f1, %f2;", P, [NAN, f(2.0), 0, 0], 0),
+        Row("setp.gt.f32 %p0, %f1, 0f00000000;", P, [f(1e-40), 0, 0, 0], 1),
+        Row("setp.gt.f32 %p0, %f1, %f2;", P, [f(2.0), f(2.0), 0, 0], 0),
+        Row("setp.gt.f32 %p0, %f1, %f2;", P, [f(2.0), NAN, 0, 0], 0),
+        Row("setp.le.f32 %p0, %f1, %f2;", P, [f(1.0), f(1.0), 0, 0], 1),
+        Row("setp.le.f32 %p0, %f1, %f2;", P, [NAN, f(1.0), 0, 0], 0),
+        Row("setp.geu.f32 %p0, %f1, 0f7F800000;", P, [NAN, 0, 0, 0], 1),
+        Row("setp.leu.f32 %p0, %f1, %f2;", P, [NAN, f(1.0), 0, 0], 1),
+        Row("setp.lt.f64 %p0, %fd1, 0d7FF0000000000000;", P, [d(1e300), 0, 0, 0], 1),
+        Row("setp.lt.f64 %p0, %fd1, %fd2;", P, [d(f64::NAN), d(1.0), 0, 0], 0),
+        Row("selp.f64 %fd0, 0d3FF0000000000000, %fd1, %p3;", D, [d(3.0), 0, 1, 0], d(1.0)),
+        Row("selp.f64 %fd0, 0d3FF0000000000000, %fd1, %p3;", D, [d(3.0), 0, 0, 0], d(3.0)),
     ]);
 }
 
@@ -471,6 +527,69 @@ fn moves_and_memory() {
         Row("st.volatile.global.u32 [%rd10+12], %r1;\nld.relaxed.gpu.global.u32 %r0, [%rd10+12];", R, V, 0x5566_7788),
         Row("st.global.cs.u32 [%rd10+12], %r1;\nld.global.L2::128B.u32 %r0, [%rd10+12];", R, V, 0x5566_7788),
         Row("ld.global.nc.L1::no_allocate.v2.u32 {%r5, %r0}, [%rd10+16];", R, V, 0),
+    ]);
+}
+
+/// Several elements at once, and where each of them goes; counts in shared memory.
+#[test]
+fn vectors_and_counts() {
+    const V: [u64; 4] = [0x1122_3344_5566_7788, 0x99aa_bbcc_ddee_ff00, 0x0123_4567_89ab_cdef, 5];
+    check(&[
+        Row(
+            "cvta.to.global.u64 %rd5, %rd10;\nst.global.u32 [%rd5+12], %r1;\nld.global.u32 %r0, [%rd10+12];",
+            R,
+            V,
+            0x5566_7788,
+        ),
+        Row("st.global.v2.u32 [%rd10+16], {%r1, %r2};\nld.global.u64 %rd0, [%rd10+16];", L, V, 0xddee_ff00_5566_7788),
+        Row(
+            "st.global.v4.u32 [%rd10+16], {%r1, %r2, %r3, %r4};\nld.global.u64 %rd0, [%rd10+24];",
+            L,
+            V,
+            0x0000_0005_89ab_cdef,
+        ),
+        Row(
+            "st.global.v4.b32 [%rd10+16], {%r1, %r2, %r3, %r4};\nld.global.u64 %rd0, [%rd10+16];",
+            L,
+            V,
+            0xddee_ff00_5566_7788,
+        ),
+        Row(
+            "st.global.v4.f32 [%rd10+16], {%f4, %f3, %f2, %f1};\nld.global.u64 %rd0, [%rd10+24];",
+            L,
+            V,
+            0x5566_7788_ddee_ff00,
+        ),
+        Row(
+            "st.global.u64 [%rd10+16], %rd1;\nst.global.u64 [%rd10+24], %rd2;\n\
+            ld.global.v4.u32 {%r5, %r6, %r0, %r7}, [%rd10+16];",
+            R,
+            V,
+            0xddee_ff00,
+        ),
+        Row(
+            "st.global.u64 [%rd10+16], %rd1;\nst.global.u64 [%rd10+24], %rd2;\n\
+            ld.global.v4.f32 {%f5, %f0, %f6, %f7}, [%rd10+16];",
+            F,
+            V,
+            0x1122_3344,
+        ),
+        Row("st.shared.u64 [sh+8], %rd1;\nld.shared.v2.u32 {%r5, %r0}, [sh+8];", R, V, 0x1122_3344),
+        Row("st.shared.u64 [sh+8], %rd1;\nld.shared.v2.f32 {%f0, %f5}, [sh+8];", F, V, 0x5566_7788),
+        Row("st.shared.v4.f32 [sh], {%f1, %f2, %f3, %f4};\nld.shared.u64 %rd0, [sh+8];", L, V, 0x5_89ab_cdef),
+        Row(
+            "st.shared.u64 [sh], %rd1;\nst.shared.u64 [sh+8], %rd2;\nld.shared.v4.f32 {%f5, %f6, %f7, %f0}, [sh];",
+            F,
+            V,
+            0x99aa_bbcc,
+        ),
+        Row("st.shared.u32 [sh], %r1;\natom.shared.add.u32 %r0, [sh], 1;", R, [7, 0, 0, 0], 7),
+        Row(
+            "st.shared.u32 [sh], %r1;\natom.shared.add.u32 %r5, [sh], %r2;\nld.shared.u32 %r0, [sh];",
+            R,
+            [7, n(-3), 0, 0],
+            4,
+        ),
     ]);
 }
 

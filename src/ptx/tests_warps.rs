@@ -120,6 +120,40 @@ fn divergence_joins() -> Outcome {
     )
 }
 
+/// Every thread of a grid in three dimensions writes where it stands, at the place that its indices give.
+#[test]
+fn places() -> Outcome {
+    let text = ".version 7.1\n.target sm_80\n.address_size 64\n.visible .entry row(.param .u64 p0)\n{\n.reg .b32 %r<20>;\n\
+                .reg .b64 %rd<9>;\nmov.u32 %r0, %tid.x;\nmov.u32 %r1, %tid.y;\nmov.u32 %r2, %tid.z;\nmov.u32 %r3, %ctaid.x;\n\
+                mov.u32 %r4, %ctaid.y;\nmov.u32 %r5, %ctaid.z;\nmov.u32 %r6, %ntid.x;\nmov.u32 %r7, %ntid.y;\n\
+                mov.u32 %r8, %nctaid.x;\nmov.u32 %r9, %nctaid.y;\nmad.lo.s32 %r10, %r5, %r9, %r4;\n\
+                mad.lo.s32 %r10, %r10, %r8, %r3;\nmad.lo.s32 %r11, %r2, %r7, %r1;\nmad.lo.s32 %r11, %r11, %r6, %r0;\n\
+                mad.lo.s32 %r12, %r10, 30, %r11;\nshl.b32 %r13, %r4, 8;\nor.b32 %r13, %r13, %r3;\nshl.b32 %r14, %r5, 16;\n\
+                or.b32 %r13, %r13, %r14;\nld.param.u64 %rd1, [p0];\nmul.wide.u32 %rd2, %r12, 4;\nadd.s64 %rd1, %rd1, %rd2;\n\
+                st.global.u32 [%rd1], %r13;\nret;\n}\n";
+    let (grid, block) = ([3u32, 4, 2], [5u32, 3, 2]);
+    let module = Module::parse(text)?;
+    let mut memory = Memory::new();
+    let out = memory.alloc("out", 4 * 24 * 30)?;
+    memory.expect_written(out, 4 * 24 * 30)?;
+    Machine::default().launch(module.kernel("row")?, grid, block, 0, &[Arg::U64(out)], &mut memory)?;
+    let mut raw = vec![0u8; 4 * 24 * 30];
+    memory.download(out, &mut raw)?;
+    for (i, bytes) in raw.chunks_exact(4).enumerate() {
+        let b = i as u32 / 30;
+        let want = [b % 3, b / 3 % 4, b / 12, 0];
+        assert_eq!(bytes, want.map(|x| x as u8), "thread {i}");
+    }
+    Ok(())
+}
+
+#[test]
+fn uniform_branches() -> Outcome {
+    expect("mov.u32 %r0, 1;\nbra.uni E;\nmov.u32 %r0, 2;\nE:", 64, |_| 1)?;
+    // A guard that holds for all lanes of a warp, or for none.
+    expect("mov.u32 %r0, 1;\nsetp.lt.u32 %p2, %t, 32;\n@%p2 bra.uni E;\nmov.u32 %r0, 2;\nE:", 64, |t| 1 + t / 32)
+}
+
 #[test]
 fn barriers() -> Outcome {
     expect("bar.red.popc.u32 %r0, 0, %p1;", 96, |_| 80)?;
@@ -159,9 +193,9 @@ fn ldmatrix() -> Outcome {
     };
     for m in 0..4 {
         let list = ["%r1", "%r2", "%r3", "%r4"].map(|r| if r == format!("%r{}", m + 1) { "%r0" } else { r }).join(", ");
-        let code = |t: &str| format!("{fill}ldmatrix.sync.aligned.m8n8.x4{t}.shared.b16 {{{list}}}, [%rd6];");
-        expect(&code(""), 32, |l| plain(m, l))?;
-        expect(&code(".trans"), 32, |l| turned(m, l))?;
+        let code = |opcode: &str| format!("{fill}{opcode} {{{list}}}, [%rd6];");
+        expect(&code("ldmatrix.sync.aligned.m8n8.x4.shared.b16"), 32, |l| plain(m, l))?;
+        expect(&code("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16"), 32, |l| turned(m, l))?;
     }
     expect(&format!("{fill}ldmatrix.sync.aligned.m8n8.x2.shared.b16 {{%r1, %r0}}, [%rd6];"), 32, |l| plain(1, l))?;
     expect(&format!("{fill}ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {{%r0}}, [%rd6+128];"), 32, |l| {

@@ -78,6 +78,11 @@ impl Journal {
         }
     }
 
+    /// Keeps nothing, and shows how far a stage is.
+    pub(crate) fn shown() -> Self {
+        Self { quiet: false, ..Self::silent() }
+    }
+
     /// Begins a stage of `steps` steps.
     pub(crate) fn begin(&mut self, stage: &str, steps: usize) {
         (self.stage, self.steps, self.started) = (stage.to_owned(), steps, Instant::now());

@@ -3,6 +3,8 @@
 
 pub mod demo;
 #[cfg(test)]
+mod emulated;
+#[cfg(test)]
 #[path = "tests.rs"]
 mod loops;
 pub mod metrics;
@@ -52,7 +54,7 @@ impl Learner {
             warmup_steps: args.warmup_steps,
             total_steps,
         };
-        let optimizer = AdamW::new(&model.params.flat, model.params.layout().matrices(), settings);
+        let optimizer = AdamW::new(model.params.masters(), model.params.layout().matrices(), settings)?;
         Ok(Self { grads: Grads::new(&model.params)?, optimizer, schedule, model })
     }
 
@@ -71,7 +73,7 @@ impl Learner {
     pub(crate) fn finish(&mut self, lr: f64) -> Result<f64> {
         self.grads.check_complete()?;
         let (params, grads) = (&self.model.params, &self.grads);
-        self.optimizer.step(&params.flat, &grads.flat, lr).map_err(|error| {
+        self.optimizer.step(params.masters(), params.rounded(), &grads.flat, lr).map_err(|error| {
             let finite =
                 |part, offset| Params::stored(&grads.flat, part, offset).is_ok_and(|g| g.iter().all(|x| x.is_finite()));
             match params.layout().parts().find(|(part, offset)| !finite(part, *offset)) {

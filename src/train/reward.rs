@@ -76,7 +76,7 @@ pub(crate) fn score(model: &Model, sequences: &[Vec<i32>]) -> Result<Vec<f32>> {
     for run in runs(sequences.iter().map(Vec::len)) {
         let packed = Packed::new(model, sequences[run].iter().map(|s| &s[..]))?;
         let hidden = model.hidden(&weights, &packed)?;
-        scores.extend(model.scalars(&weights, &hidden, &packed.last_rows())?.to_f32());
+        scores.extend(model.scalars(&weights, &hidden, &packed.last_rows())?.to_f32()?);
     }
     Ok(scores)
 }
@@ -189,7 +189,7 @@ fn update(
                 .at(format!("among {} ... {}", pairs[0].place, pairs[pairs.len() - 1].place))
                 .fix("lower the learning rate, or look at these rows"));
         }
-        sums.scores.extend(scores.to_f32());
+        sums.scores.extend(scores.to_f32()?);
         sums.tokens += packed.sequences.tokens();
         sums.pairs += pairs.len();
         (sums.loss, sums.correct, sums.gap) = (sums.loss + part, sums.correct + correct, sums.gap + gap);

@@ -8,24 +8,25 @@ use crate::model::Model;
 use crate::model::generate::{Generation, Response, Sampling};
 use crate::model::heads::Packed;
 use crate::objective::advantages::advantages;
-use crate::objective::rewards::{Shaping, rewards};
+use crate::objective::rewards::{Shaped, Shaping};
 use crate::random::Stage;
 use crate::tensor::Tensor;
 
-/// Episode b's response tokens stand at offsets[b]..offsets[b + 1] of every [N] tensor.
+/// Episode b's response tokens stand at offsets[b]..offsets[b + 1] of every column of N numbers. The columns lie on the
+/// host, where minibatches are cut from them without waiting for a device.
 pub(crate) struct Rollout {
     pub(crate) queries: Vec<Vec<i32>>,
     pub(crate) responses: Vec<Response>,
     pub(crate) offsets: Vec<i32>,
-    pub(crate) logprobs: Tensor,
-    pub(crate) ref_logprobs: Tensor,
-    pub(crate) values: Tensor,
+    pub(crate) logprobs: Vec<f32>,
+    pub(crate) ref_logprobs: Vec<f32>,
+    pub(crate) values: Vec<f32>,
     /// As the reward gave them, one an episode.
     pub(crate) raw_scores: Vec<f32>,
     /// Shaped.
     pub(crate) scores: Vec<f64>,
-    pub(crate) advantages: Tensor,
-    pub(crate) returns: Tensor,
+    pub(crate) advantages: Vec<f32>,
+    pub(crate) returns: Vec<f32>,
 }
 
 /// Who takes part in a rollout.
@@ -48,6 +49,17 @@ impl Rollout {
         batch: u32,
     ) -> Result<Self> {
         let responses = respond(cast, &queries, config, batch)?;
+        Self::of(cast, queries, responses, config, kl_coef)
+    }
+
+    /// All that follows from these answers to the queries.
+    pub(crate) fn of(
+        cast: &mut Cast<'_>,
+        queries: Vec<Vec<i32>>,
+        responses: Vec<Response>,
+        config: &PpoConfig,
+        kl_coef: f64,
+    ) -> Result<Self> {
         let sequences: Vec<Vec<i32>> =
             queries.iter().zip(&responses).map(|(q, r)| [&q[..], &r.tokens[..]].concat()).collect();
         let prompts: Vec<usize> = queries.iter().map(Vec::len).collect();
@@ -57,7 +69,7 @@ impl Rollout {
                 Some(*at)
             }))
             .collect();
-        let logprobs = column(cast.policy, responses.iter().flat_map(|r| r.logprobs.iter().copied()).collect())?;
+        let logprobs: Vec<f32> = responses.iter().flat_map(|r| r.logprobs.iter().copied()).collect();
         let temperature = config.rollout.temperature;
         let ref_logprobs = response_logprobs(cast.ref_policy, &sequences, &prompts, temperature)?;
         let values = response_values(cast.value_model, &sequences, &prompts)?;
@@ -68,10 +80,17 @@ impl Rollout {
         let shaped = raw_scores.iter().zip(&responses);
         let scores: Vec<f64> = shaped.map(|(s, r)| cast.shaping.apply(f64::from(*s), r.stopped)).collect();
         let score_column = column(cast.policy, scores.iter().map(|s| *s as f32).collect())?;
-        let rewards =
-            rewards([&logprobs, &ref_logprobs, &score_column], &offsets, config.rollout.kl_estimator, kl_coef)?;
+        let columns = [&logprobs, &ref_logprobs, &values].map(|c| column(cast.policy, c.clone()));
+        let [new, reference, value_column] = columns;
+        let shaped = Shaped {
+            logprobs: [&new?, &reference?],
+            scores: &score_column,
+            offsets: &offsets,
+            estimator: config.rollout.kl_estimator,
+            kl_coef,
+        };
         let discounts = [config.rollout.gamma, config.rollout.lam];
-        let advantages = advantages(rewards, &values, &offsets, discounts, config.rollout.whiten_rewards)?;
+        let advantages = advantages(&shaped, &value_column?, discounts, config.rollout.whiten_rewards)?;
         Ok(Self {
             queries,
             responses,
@@ -81,8 +100,8 @@ impl Rollout {
             values,
             raw_scores,
             scores,
-            advantages: advantages.advantages,
-            returns: advantages.returns,
+            advantages: advantages.advantages.to_f32()?,
+            returns: advantages.returns.to_f32()?,
         })
     }
 
@@ -136,27 +155,47 @@ pub(crate) fn response_logprobs(
     sequences: &[Vec<i32>],
     prompts: &[usize],
     temperature: f64,
-) -> Result<Tensor> {
+) -> Result<Vec<f32>> {
     let weights = model.frozen()?;
     let mut values = Vec::new();
     for run in runs(sequences.iter().map(Vec::len)) {
         let packed = Packed::new(model, sequences[run.clone()].iter().map(|s| &s[..]))?;
         let (rows, targets) = packed.targets(|b, t| t >= prompts[run.start + b]);
         let hidden = model.hidden(&weights, &packed)?;
-        values.extend(model.token_logprobs(&weights, &hidden, [&rows, &targets], temperature)?.logprobs.to_f32());
+        values.extend(model.token_logprobs(&weights, &hidden, [&rows, &targets], temperature)?.logprobs.to_f32()?);
     }
-    column(model, values)
+    Ok(values)
 }
 
 /// Values [N]: the scalar head at the token before each response token.
-fn response_values(model: &Model, sequences: &[Vec<i32>], prompts: &[usize]) -> Result<Tensor> {
+fn response_values(model: &Model, sequences: &[Vec<i32>], prompts: &[usize]) -> Result<Vec<f32>> {
     let weights = model.frozen()?;
     let mut values = Vec::new();
     for run in runs(sequences.iter().map(Vec::len)) {
         let packed = Packed::new(model, sequences[run.clone()].iter().map(|s| &s[..]))?;
         let (rows, _) = packed.targets(|b, t| t >= prompts[run.start + b]);
         let hidden = model.hidden(&weights, &packed)?;
-        values.extend(model.scalars(&weights, &hidden, &rows)?.to_f32());
+        values.extend(model.scalars(&weights, &hidden, &rows)?.to_f32()?);
     }
-    column(model, values)
+    Ok(values)
+}
+
+/// Replaces the responses' log-probabilities by those of `model`.
+#[cfg(test)]
+pub(crate) fn recompute(
+    model: &Model,
+    queries: &[Vec<i32>],
+    responses: &mut [Response],
+    temperature: f64,
+) -> Result<()> {
+    let sequences: Vec<Vec<i32>> =
+        queries.iter().zip(responses.iter()).map(|(q, r)| [&q[..], &r.tokens[..]].concat()).collect();
+    let prompts: Vec<usize> = queries.iter().map(Vec::len).collect();
+    let all = response_logprobs(model, &sequences, &prompts, temperature)?;
+    let mut at = 0;
+    for response in responses {
+        response.logprobs = all[at..at + response.tokens.len()].to_vec();
+        at += response.tokens.len();
+    }
+    Ok(())
 }

@@ -144,11 +144,11 @@ fn forward(
     let (rows, tokens) = packed.targets(|example, t| examples[example].is_target[t]);
     let hidden = model.hidden(weights, &packed)?; // [N, C]
     let head = model.token_logprobs(weights, &hidden, [&rows, &tokens], 1.0)?; // [targets]
-    let total = |x: &crate::tensor::Tensor| x.to_f64().iter().sum::<f64>();
+    let total = |x: &crate::tensor::Tensor| Ok(x.to_f64()?.iter().sum::<f64>());
     let sums = Sums {
-        nll: -total(&head.logprobs),
-        entropy: total(&head.entropy),
-        hits: total(&head.hits),
+        nll: -total(&head.logprobs)?,
+        entropy: total(&head.entropy)?,
+        hits: total(&head.hits)?,
         targets: tokens.len(),
         tokens: packed.sequences.tokens(),
     };

@@ -60,7 +60,7 @@ fn sft_config(micro: usize, accumulate: usize, steps: usize) -> SftConfig {
 }
 
 fn weights(model: &Model) -> Vec<f32> {
-    model.params.flat.to_f32()
+    model.params.flat.to_f32().unwrap()
 }
 
 fn distance(a: &[f32], b: &[f32]) -> f32 {
@@ -107,7 +107,7 @@ fn micro_batches_accumulate_the_same_gradient() {
                 let head = model.token_logprobs(&weights, &hidden, [&rows, &tokens], 1.0).unwrap();
                 backward(sft_loss(&head.logprobs, targets).unwrap()).unwrap();
             }
-            grads.flat.to_f32()
+            grads.flat.to_f32().unwrap()
         };
         let whole = gradient(8);
         let size = whole.iter().map(|g| g.abs()).fold(0.0, f32::max);

@@ -168,7 +168,7 @@ fn words_on_the_command_line() {
             "dataset-smaller-than-batch",
             &["8 prompts"],
         ),
-        case("a device that is not there", |_| sft("--device cuda"), 5, "device-unavailable", &["`cuda`", "cpu"]),
+        case("a number of a GPU that is none", |_| sft("--device cuda:x"), 2, "device-unknown", &["`cuda:x`", "cpu"]),
         case("a device that is none", |_| generate("--device tpu"), 2, "device-unknown", &["`tpu`"]),
         case("bf16 on the CPU", |_| reward("--dtype bf16"), 2, "dtype-unavailable", &["--dtype f32"]),
     ]);

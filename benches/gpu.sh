@@ -1,0 +1,143 @@
+#!/usr/bin/env bash
+# Everything that hardware has to say, from prebuilt binaries: no Rust, no Python, no network.
+#
+#   benches/gpu.sh BIN OUT selftest          what the machine is, and every kernel against the reference
+#   benches/gpu.sh BIN OUT demo              the three stages on the embedded task
+#   benches/gpu.sh BIN OUT model             the three stages on random weights of Qwen2.5-0.5B's shape
+#   benches/gpu.sh BIN OUT bench BENCH...    benchmark binaries, as `cargo bench --no-run` builds them
+#
+# BIN is the rlhf binary, OUT a directory for the record. A part ends within ten minutes (LIMIT seconds) and leaves its
+# raw output and PART.md in OUT; summary.md joins the parts that have run. DEVICE names the device (cuda:0); with
+# DEVICE=emulated the part selftest runs anywhere, and FILTER chooses among its cases; CONFIG is another config.json for
+# the part model. A run on a card whose selftest.json is copied to benches/record/ and listed in
+# src/selftest/record.rs is what `rlhf kernels` shows. The exit code is 1 if anything failed.
+set -uo pipefail
+
+self=$(realpath "$0")
+usage() { sed -n '3,8p' "$self" | cut -c 3- >&2; exit 2; }
+[ $# -ge 3 ] || usage
+bin=$(realpath "$1") part=$3
+here=$(dirname "$self") from=$PWD
+mkdir -p "$2" && cd "$2" || exit 2
+shift 3
+device=${DEVICE:-cuda:0} limit=${LIMIT:-580} failed=0
+config=$(cd "$from" && realpath "${CONFIG:-$here/qwen2.5-0.5b.json}")
+export RLHF_DEVICE=$device CRITERION_HOME=criterion
+
+# The name of a benchmark binary without cargo's hash.
+name_of() { basename "$1" | sed 's/-[0-9a-f]\{16\}$//'; }
+
+label=$part
+[ "$part" != bench ] || { [ $# -gt 0 ] || usage; label=bench-$(name_of "$1"); }
+notes=$label.md
+
+say() { printf '%s\n' "$*" >> "$notes"; }
+
+# step NAME COMMAND...: runs it within what is left of the time; its output goes to NAME.log, stdout alone to NAME.out.
+step() {
+    local name=$1 start=$SECONDS code=0 left=$((limit - SECONDS))
+    shift
+    printf '== %s: %s\n' "$name" "$*"
+    if [ "$left" -lt 5 ]; then code=124; : > "$name.out" > "$name.log"
+    else timeout --signal=TERM --kill-after=10 "$left" "$@" > "$name.out" 2> "$name.log" || code=$?; fi
+    [ "$code" -eq 0 ] || failed=1
+    say "- \`$name\`: exit code $code, $((SECONDS - start)) s"
+    printf '   exit code %s, %s s\n' "$code" "$((SECONDS - start))"
+    return "$code"
+}
+
+# quote FILE [LINES]: the last lines of a file, as they are; carriage returns are a progress line's.
+quote() {
+    [ -s "$1" ] || return 0
+    say ''
+    say '```text'
+    tr '\r' '\n' < "$1" | tail -n "${2:-200}" >> "$notes"
+    say '```'
+    say ''
+}
+
+run_selftest() {
+    # It describes, and does not judge.
+    step doctor "$bin" doctor || failed=0
+    quote "doctor.out"
+    step selftest "$bin" selftest --device "$device" ${FILTER:+--filter "$FILTER"} --json
+    cp "selftest.out" "selftest.json"
+    quote "selftest.log"
+}
+
+run_demo() {
+    rm -rf "demo"
+    step demo "$bin" demo --device "$device" --output-dir "demo"
+    quote "demo.out"
+    quote "demo.log" 20
+}
+
+# rows FILE KIND: 256 rows that look like text and are the same every time.
+rows() {
+    local words=(model reward policy token answer prompt human value signal batch gradient step loss score) i j text
+    for ((i = 0; i < 256; i++)); do
+        text=""
+        for ((j = 0; j < 60; j++)); do text+=" ${words[$(((i * 31 + j * (7 + i % 5)) % 14))]}"; done
+        case $2 in
+            demonstrations) printf '{"prompt": "Say %d:", "completion": "%s."}\n' "$i" "$text" ;;
+            pairs) printf '{"prompt": "Say %d:", "chosen": "%s.", "rejected": " no %s"}\n' "$i" "$text" "${text:0:90}" ;;
+            prompts) printf '{"prompt": "Say %d:%s"}\n' "$i" "${text:0:120}" ;;
+        esac
+    done > "$1"
+}
+
+run_model() {
+    local dir=model tokenizer=demo/sft
+    rm -rf "$dir" && mkdir -p "$dir"
+    for kind in demonstrations pairs prompts; do rows "$dir/$kind.jsonl" "$kind"; done
+    if [ ! -e "$tokenizer/tokenizer.json" ]; then
+        step tokenizer "$bin" demo --quick --quiet --device "$device" --output-dir "$dir/demo" || return
+        tokenizer=$dir/demo/sft
+    fi
+    step fresh "$bin" fresh --config "$config" --tokenizer "$tokenizer" --output-dir "$dir/base" || return
+    local common=(--device "$device" --max-length 512 --logging-steps 1 --max-steps 10 --per-device-train-batch-size 8)
+    step sft "$bin" sft --model-name-or-path "$dir/base" --dataset "$dir/demonstrations.jsonl" \
+        --output-dir "$dir/sft" "${common[@]}" &&
+        step reward "$bin" reward --model-name-or-path "$dir/sft" --dataset "$dir/pairs.jsonl" \
+            --output-dir "$dir/reward" "${common[@]}" &&
+        step ppo "$bin" ppo --sft-model-path "$dir/sft" --reward-model-path "$dir/reward" --dataset "$dir/prompts.jsonl" \
+            --output-dir "$dir/ppo" --device "$device" --response-length 64 --total-episodes 192 \
+            --per-device-train-batch-size 64
+    for stage in sft reward ppo; do
+        for file in metrics timings; do
+            say ''
+            say "$stage, the last rows of $file.jsonl:"
+            quote "$dir/$stage/$file.jsonl" 3
+        done
+        quote "$stage.log" 30
+    done
+    # Gigabytes that nobody asks for again.
+    find "$dir" -name '*.safetensors' -delete
+}
+
+run_bench() {
+    local binary name
+    for binary in "$@"; do
+        binary=$(cd "$from" && realpath "$binary")
+        name=bench-$(name_of "$binary")
+        step "$name" "$binary" --bench --noplot
+        quote "$name.out" 400
+        quote "$name.log" 30
+    done
+}
+
+case $part in selftest | demo | model | bench) ;; *) usage ;; esac
+: > "$notes"
+say "## $label"
+say ''
+say "$("$bin" --version), device $device, $(date -u +%FT%TZ)"
+say ''
+"run_$part" "$@"
+{
+    printf '# What hardware says\n'
+    for file in selftest.md demo.md model.md bench-*.md; do
+        if [ -e "$file" ]; then printf '\n'; cat "$file"; fi
+    done
+} > "summary.md"
+echo "the summary is $PWD/summary.md"
+exit "$failed"

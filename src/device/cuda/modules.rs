@@ -1,0 +1,125 @@
+//! Kernels on a GPU: each PTX text is handed to the driver when an entry of it is first launched, and stays.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry as Slot;
+use std::ffi::{CString, c_int, c_void};
+use std::ptr;
+
+use cudarc::driver::sys::{self, CUfunction, CUfunction_attribute, CUjit_option, CUmodule};
+
+use super::fault::check;
+use crate::device::kernel::{Entry, Source};
+use crate::error::{Error, Result};
+
+/// Dynamic shared bytes that a block may have without asking (CUDA C++ programming guide, "Shared Memory").
+const SHARED_FREE: u32 = 48 << 10;
+
+/// Bytes for what the driver's compiler has to say.
+const LOG_BYTES: usize = 8 << 10;
+
+#[derive(Debug, Clone, Copy)]
+struct Function {
+    handle: CUfunction,
+    /// Dynamic shared bytes that it was given leave for.
+    shared: u32,
+}
+
+/// What is loaded in one context. That context must be current in every call and when this is dropped.
+#[derive(Debug, Default)]
+pub(super) struct Modules {
+    modules: HashMap<&'static str, CUmodule>,
+    functions: HashMap<(&'static str, &'static str), Function>,
+}
+
+impl Modules {
+    /// The function of an entry, with leave for so many dynamic shared bytes a block.
+    pub(super) fn function(&mut self, entry: &Entry, shared: u32) -> Result<CUfunction> {
+        let key = (entry.source.name, entry.name);
+        if !self.functions.contains_key(&key) {
+            let handle = self.find(entry)?;
+            self.functions.insert(key, Function { handle, shared: SHARED_FREE });
+        }
+        let Some(function) = self.functions.get_mut(&key) else {
+            return Err(Error::failure("kernel-missing", "a function that was loaded is gone").at(entry.name));
+        };
+        if shared > function.shared {
+            let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the function is of a module that is loaded.
+            let result = unsafe { sys::cuFuncSetAttribute(function.handle, attribute, shared as c_int) };
+            check("asking for shared memory", result).map_err(|e| e.at(entry.name))?;
+            function.shared = shared;
+        }
+        Ok(function.handle)
+    }
+
+    fn find(&mut self, entry: &Entry) -> Result<CUfunction> {
+        let module = self.module(entry.source)?;
+        let place = |_| Error::failure("kernel-missing", "the name of an entry has a zero byte").at(entry.name);
+        let name = CString::new(entry.name).map_err(place)?;
+        let mut function = ptr::null_mut();
+        // SAFETY: `function` may be written, the module is loaded, and the name ends with a zero byte.
+        let result = unsafe { sys::cuModuleGetFunction(&raw mut function, module, name.as_ptr()) };
+        check("looking for a kernel", result).map_err(|e| e.at(entry.name))?;
+        Ok(function)
+    }
+
+    /// The module of a text, loaded if it is not.
+    pub(super) fn module(&mut self, source: &Source) -> Result<CUmodule> {
+        match self.modules.entry(source.name) {
+            Slot::Occupied(slot) => Ok(*slot.get()),
+            Slot::Vacant(slot) => Ok(*slot.insert(load(source)?)),
+        }
+    }
+}
+
+impl Drop for Modules {
+    fn drop(&mut self) {
+        for module in self.modules.values() {
+            // SAFETY: the module is loaded, and nothing runs any more: the driver has waited. An error has no reader.
+            let _ = unsafe { sys::cuModuleUnload(*module) };
+        }
+    }
+}
+
+/// Compiles a text for the current context's GPU; an error has what the compiler said.
+fn load(source: &Source) -> Result<CUmodule> {
+    let text = CString::new(source.text)
+        .map_err(|_| Error::failure("kernel-text", "the PTX text has a zero byte").at(source.name))?;
+    let mut log = vec![0u8; LOG_BYTES];
+    let mut options = [CUjit_option::CU_JIT_ERROR_LOG_BUFFER, CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
+    // The second value is a number in the place of a pointer: so wants the driver.
+    let mut values: [*mut c_void; 2] = [log.as_mut_ptr().cast(), ptr::without_provenance_mut(LOG_BYTES)];
+    let mut module = ptr::null_mut();
+    // SAFETY: the text ends with a zero byte; there are as many values as options, and the log's bytes and their number
+    // belong together and outlive the call; `module` may be written.
+    let result = unsafe {
+        sys::cuModuleLoadDataEx(
+            &raw mut module,
+            text.as_ptr().cast(),
+            options.len() as u32,
+            options.as_mut_ptr(),
+            values.as_mut_ptr(),
+        )
+    };
+    check("loading a kernel's text", result).map_err(|error| said(error.at(format!("{}.ptx", source.name)), &log))?;
+    Ok(module)
+}
+
+/// The error with the compiler's words, if there are any.
+fn said(error: Error, log: &[u8]) -> Error {
+    let words = String::from_utf8_lossy(log.split(|byte| *byte == 0).next().unwrap_or_default()).trim().to_owned();
+    if words.is_empty() { error } else { error.because(words) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_compilers_words_are_the_reason() {
+        let error = || Error::failure("cuda-module", "it failed").because("CUDA_ERROR_INVALID_PTX (218)");
+        let with = said(error(), b"ptxas error : line 3: Unknown symbol 'x'\n\0\0old bytes");
+        assert!(with.to_string().contains("why: ptxas error : line 3: Unknown symbol 'x'"), "{with}");
+        assert_eq!(said(error(), &[0; 16]), error());
+    }
+}

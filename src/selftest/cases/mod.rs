@@ -1,0 +1,25 @@
+//! The rows, one file a group of operations. A row's sizes stand in its name; what is not said is normal numbers.
+
+mod attention;
+mod head;
+mod linear;
+mod losses;
+mod optimizer;
+mod rows;
+
+use super::Case;
+use crate::dtype::DType;
+
+/// Both float types of a device.
+const DTYPES: [DType; 2] = [DType::BF16, DType::F32];
+
+/// All rows, by kernel.
+pub(super) fn all() -> Vec<Case> {
+    let mut cases: Vec<Case> =
+        [attention::cases(), head::cases(), linear::cases(), losses::cases(), optimizer::cases(), rows::cases()]
+            .into_iter()
+            .flatten()
+            .collect();
+    cases.sort_by_key(|case| case.kernel);
+    cases
+}
