@@ -8,19 +8,16 @@ template <typename T>
 __device__ __forceinline__ void partial_sums(float* partials, const T* dout, int rows, int width) {
     constexpr int V = Vector<T>::size, N = VECTORS<T>;
     extern __shared__ float4 dynamic[];
-    Team team = team_of(min(width, TILE));
-    int chunk = chunk_rows(team);
-    int first = blockIdx.x * chunk;
-    int end = min(first + chunk, rows);
-    int column = blockIdx.y * TILE;
-    int span = min(width - column, TILE);
+    Strip strip = strip_of(rows, width);
+    Team team = strip.team;
+    int column = strip.column, span = strip.span;
     bool aligned = in_vectors<T>(width, dout);
     float sum[N][V] = {};
-    for (int row = first + team.index; row < end; row += 2 * team.count) {
+    for (int row = strip.first + team.index; row < strip.end; row += 2 * team.count) {
         uint4 raw[2][N];
         int other = row + team.count;
         load_row(raw[0], dout + (i64)row * width + column, team, span, aligned);
-        load_row(raw[1], dout + (i64)other * width + column, team, other < end ? span : 0, aligned);
+        load_row(raw[1], dout + (i64)other * width + column, team, other < strip.end ? span : 0, aligned);
 #pragma unroll
         for (int k = 0; k < 2; k++) {
             float x[N][V];

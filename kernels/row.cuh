@@ -36,6 +36,19 @@ __device__ __forceinline__ int chunk_rows(const Team& team) {
     return team.count * (team.size <= WARP ? NARROW_PASSES : WIDE_PASSES);
 }
 
+// What a block of a grid (chunks, tiles) takes of [rows, width]: a chunk of rows, and of these a tile of columns, so
+// that rows of any width are summed by teams of one warp.
+struct Strip {
+    Team team;
+    int first, end;
+    int column, span;
+};
+__device__ __forceinline__ Strip strip_of(int rows, int width) {
+    Team team = team_of(min(width, TILE));
+    int chunk = chunk_rows(team), first = blockIdx.x * chunk, column = blockIdx.y * TILE;
+    return {team, first, min(first + chunk, rows), column, min(width - column, TILE)};
+}
+
 // The sum over a team, known to all its threads. All threads of the block call it; `scratch` as in block_sum.
 __device__ __forceinline__ float team_sum(const Team& team, float x, float* scratch) {
     if (team.size > WARP) return block_sum(x, scratch);

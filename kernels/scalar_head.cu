@@ -33,18 +33,15 @@ __device__ __forceinline__ void backward(T* dinp, float* partials, const float* 
                                          int rows, int width) {
     constexpr int V = Vector<T>::size, N = VECTORS<T>;
     extern __shared__ float4 dynamic[];
-    Team team = team_of(min(width, TILE));
-    int chunk = chunk_rows(team);
-    int first = blockIdx.x * chunk;
-    int end = min(first + chunk, rows);
-    int column = blockIdx.y * TILE;
-    int span = min(width - column, TILE);
+    Strip strip = strip_of(rows, width);
+    Team team = strip.team;
+    int column = strip.column, span = strip.span;
     bool aligned = in_vectors<T>(width, dinp, inp, weight);
     uint4 w_raw[N];
     load_row(w_raw, weight + column, team, span, aligned);
     float w[N][V], dweight[N][V] = {};
     unpack_row<T>(w, w_raw);
-    for (int row = first + team.index; row < end; row += team.count) {
+    for (int row = strip.first + team.index; row < strip.end; row += team.count) {
         i64 start = (i64)row * width + column;
         float ds = dout[row];
         uint4 x_raw[N] = {};

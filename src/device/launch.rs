@@ -2,7 +2,7 @@
 //! checked against the PTX before any driver sees it.
 
 use super::Gpu;
-use super::driver::{Address, Arg, Shape, Written};
+use super::driver::{Arg, Shape, Written};
 use super::kernel::Entry;
 use crate::error::{Error, Result};
 use crate::ptx;
@@ -13,8 +13,9 @@ pub(crate) trait OnDevice {
     fn place(&self, gpu: &Gpu) -> Result<Written>;
 }
 
-/// Threads that a grid of one-dimensional blocks has at most; larger grids are an error here and not on the card.
-const BLOCKS_MAX: usize = (1 << 31) - 1;
+/// Blocks that a grid has at most along each dimension (CUDA C++ programming guide, "Compute Capabilities"); a larger
+/// grid is an error here and not on the card.
+const GRID_MAX: [usize; 3] = [(1 << 31) - 1, 65535, 65535];
 
 /// A launch in the making.
 #[derive(Debug)]
@@ -42,7 +43,7 @@ impl<'a> Launch<'a> {
 
     /// Blocks in three dimensions, threads along one.
     pub(crate) fn grid(mut self, grid: [usize; 3], threads: usize) -> Self {
-        if grid.iter().any(|n| *n > BLOCKS_MAX) {
+        if grid.iter().zip(GRID_MAX).any(|(n, max)| *n > max) {
             self.error.get_or_insert(Error::shape(format!("{} in a grid of {grid:?}", self.entry.name)));
         }
         self.shape.grid = grid.map(|n| n as u32);
@@ -78,7 +79,15 @@ impl<'a> Launch<'a> {
         self
     }
 
-    /// A tensor, or none.
+    /// A tensor that the kernel writes in full, or none.
+    pub(crate) fn optional_out(self, tensor: Option<&impl OnDevice>) -> Self {
+        match tensor {
+            Some(tensor) => self.out(tensor),
+            None => self.null(),
+        }
+    }
+
+    /// A tensor that the kernel reads, or none.
     pub(crate) fn optional(self, tensor: Option<&impl OnDevice>) -> Self {
         match tensor {
             Some(tensor) => self.tensor(tensor),
@@ -87,13 +96,8 @@ impl<'a> Launch<'a> {
     }
 
     /// No tensor.
-    pub(crate) fn null(self) -> Self {
-        self.pointer(0)
-    }
-
-    /// An address that the caller computed.
-    pub(crate) fn pointer(mut self, address: Address) -> Self {
-        self.args.push(Arg::Pointer(address));
+    fn null(mut self) -> Self {
+        self.args.push(Arg::Pointer(0));
         self
     }
 
@@ -171,4 +175,25 @@ fn check(kernel: &ptx::Kernel, args: &[Arg]) -> Result<()> {
         None => format!("{} arguments for {} parameters", args.len(), params.len()),
     };
     Err(Error::failure("launch-arguments", what).at(kernel.name().to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Device;
+    use crate::device::kernel::ELEMENTWISE;
+
+    #[test]
+    fn a_launch_that_does_not_fit_never_reaches_the_driver() {
+        let Device::Gpu(gpu) = Device::parse("emulated").unwrap() else { panic!("the emulator is a GPU") };
+        let launch = || Launch::new(&gpu, Entry::new(&ELEMENTWISE, "fill_f32"));
+        let id = |launch: Launch<'_>| launch.run().unwrap_err().id().to_owned();
+        assert_eq!(id(launch().grid([1, 65536, 1], 32).null().null().long(0).scalar(1.0)), "shape");
+        assert_eq!(id(launch().null().null().size(1 << 31).scalar(1.0)), "shape");
+        // One argument too few, one of another width, one of another kind.
+        assert_eq!(id(launch().null().null().long(0)), "launch-arguments");
+        assert_eq!(id(launch().null().null().size(0).scalar(1.0)), "launch-arguments");
+        assert_eq!(id(launch().null().null().long(0).size(1)), "launch-arguments");
+        assert!(launch().blocks(0, 32).null().null().long(0).scalar(1.0).run().is_ok());
+    }
 }

@@ -46,7 +46,7 @@ impl Shaped<'_> {
         let [logprobs, ref_logprobs] = self.logprobs;
         refuse_grad("rewards", &[logprobs, ref_logprobs, self.scores])?;
         let shapes = logprobs.len() == ref_logprobs.len() && self.scores.len() + 1 == self.offsets.len();
-        check("rewards", shapes, &[logprobs, ref_logprobs, self.scores])
+        check("rewards", shapes && end_at(self.offsets, logprobs), &[logprobs, ref_logprobs, self.scores])
     }
 
     fn estimator_number(&self) -> usize {
@@ -88,7 +88,7 @@ pub(crate) fn rewards(shaped: &Shaped<'_>) -> Result<Tensor> {
 /// From rewards [N] and values [N]; episode b is tokens offsets[b]..offsets[b + 1].
 pub(crate) fn gae(rewards: &Tensor, values: &Tensor, offsets: &[i32], discounts: [f64; 2]) -> Result<Gae> {
     refuse_grad("gae", &[rewards, values])?;
-    check("gae", rewards.len() == values.len(), &[rewards, values])?;
+    check("gae", rewards.len() == values.len() && end_at(offsets, rewards), &[rewards, values])?;
     let [gamma, lam] = discounts;
     match rewards.device() {
         Device::Cpu => floats!(rewards, T => {
@@ -142,6 +142,11 @@ pub(crate) fn shaped_gae(shaped: &Shaped<'_>, values: &Tensor, discounts: [f64; 
         .scalar(discounts[1])
         .run()?;
     Ok(Gae { advantages, returns, statistics: Some(statistics) })
+}
+
+/// Whether the last episode ends where the column does.
+fn end_at(offsets: &[i32], column: &Tensor) -> bool {
+    offsets.last().is_some_and(|end| usize::try_from(*end) == Ok(column.len()))
 }
 
 fn episodes(gpu: &Gpu, entry: Entry, count: usize) -> Launch<'_> {

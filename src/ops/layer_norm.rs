@@ -114,27 +114,27 @@ impl Saved {
         delta: Option<&Tensor>,
         eps: f64,
     ) -> Result<(Tensor, Tensor, Self)> {
-        let (width, rows) = (weight.len(), inp.len() / weight.len());
-        check("layer_norm on a GPU", width <= RowPlan::WIDEST && weight.dtype() == inp.dtype(), &[inp, weight])?;
+        let width = weight.len();
+        let shapes = inp.shape().last() == Some(&width) && bias.len() == width && inp.dtype() == weight.dtype();
+        let widest = (1..=RowPlan::WIDEST).contains(&width);
+        check("layer_norm on a GPU", shapes && widest, &[inp, weight, bias])?;
+        let rows = inp.len() / width;
         let plan = RowPlan::new(width);
         let out = Tensor::empty(inp.device(), inp.dtype(), inp.shape())?;
         let stats = Tensor::empty(inp.device(), DType::F32, &[rows, 2])?;
         let sum = delta.map(|_| Tensor::empty(inp.device(), inp.dtype(), inp.shape())).transpose()?;
-        let launch = Launch::new(gpu, FORWARD.of(inp.dtype())?)
+        Launch::new(gpu, FORWARD.of(inp.dtype())?)
             .blocks(rows.div_ceil(plan.teams), plan.threads)
             .out(&out)
-            .out(&stats);
-        match &sum {
-            Some(sum) => launch.out(sum),
-            None => launch.null(),
-        }
-        .tensor(inp)
-        .optional(delta)
-        .tensor(weight)
-        .tensor(bias)
-        .sizes([rows, width])
-        .scalar(eps)
-        .run()?;
+            .out(&stats)
+            .optional_out(sum.as_ref())
+            .tensor(inp)
+            .optional(delta)
+            .tensor(weight)
+            .tensor(bias)
+            .sizes([rows, width])
+            .scalar(eps)
+            .run()?;
         let sum = sum.unwrap_or_else(|| inp.detach());
         let slots = [weight.slot()?, bias.slot()?];
         Ok((out, sum.clone(), Self { inp: sum, weight: weight.detach(), stats, slots }))
@@ -147,21 +147,18 @@ impl Saved {
         let trained = self.slots.iter().any(Option::is_some);
         let partials = trained.then(|| Tensor::empty(dout.device(), DType::F32, &[2 * chunks, width])).transpose()?;
         let dinp = Tensor::empty(dout.device(), dout.dtype(), self.inp.shape())?;
-        let launch = Launch::new(gpu, BACKWARD.of(dout.dtype())?)
+        Launch::new(gpu, BACKWARD.of(dout.dtype())?)
             .blocks(chunks, plan.threads)
             .shared(if trained { plan.shared() } else { 0 })
-            .out(&dinp);
-        match &partials {
-            Some(partials) => launch.out(partials),
-            None => launch.null(),
-        }
-        .tensor(dout)
-        .optional(dresidual)
-        .tensor(&self.inp)
-        .tensor(&self.weight)
-        .tensor(&self.stats)
-        .sizes([rows, width])
-        .run()?;
+            .out(&dinp)
+            .optional_out(partials.as_ref())
+            .tensor(dout)
+            .optional(dresidual)
+            .tensor(&self.inp)
+            .tensor(&self.weight)
+            .tensor(&self.stats)
+            .sizes([rows, width])
+            .run()?;
         if let Some(partials) = &partials {
             for (slot, first) in self.slots.iter().zip([0, chunks * width]) {
                 if let Some(slot) = slot {

@@ -30,6 +30,7 @@ pub(crate) fn linear(inp: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Re
     let mut out = product(inp, weight, bias)?;
     let (slot, bias_slot) = (weight.slot()?, bias.map(Tensor::slot).transpose()?.flatten());
     let (x, w, needs_dx) = (inp.detach(), weight.detach(), inp.needs_grad());
+    let inputs = 2 + usize::from(bias.is_some());
     let rule = move |grads: &[Option<Tensor>]| {
         let dout = dout(grads, 0)?;
         if let Some(slot) = &slot {
@@ -39,10 +40,10 @@ pub(crate) fn linear(inp: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Re
             bias_backward(slot, dout)?;
         }
         let dinp = needs_dx.then(|| input_gradient(dout, &w)).transpose()?;
-        Ok(vec![dinp, None, None])
+        Ok([dinp, None, None].into_iter().take(inputs).collect())
     };
-    let none = Tensor::zeros(inp.device(), inp.dtype(), &[0])?;
-    record("linear", std::slice::from_mut(&mut out), &[inp, weight, bias.unwrap_or(&none)], Box::new(rule));
+    let recorded: Vec<&Tensor> = [inp, weight].into_iter().chain(bias).collect();
+    record("linear", std::slice::from_mut(&mut out), &recorded, Box::new(rule));
     Ok(out)
 }
 

@@ -88,3 +88,42 @@ impl RowPlan {
         144 * self.threads
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::KlEstimator;
+    use crate::device::Device;
+    use crate::dtype::DType;
+
+    /// A kernel would read beyond its tensors, and on a card nobody would tell.
+    #[test]
+    fn shapes_that_do_not_fit_are_refused_on_both_devices() {
+        for device in [Device::Cpu, Device::parse("emulated").unwrap().in_f32()] {
+            let tensor = |shape: &[usize]| {
+                let n: usize = shape.iter().product();
+                Tensor::from_f32(&device, DType::F32, shape, vec![1.0; n]).unwrap()
+            };
+            let (x, wide, narrow) = (tensor(&[3, 8]), tensor(&[8]), tensor(&[6]));
+            let id = |result: Result<()>| result.unwrap_err().id().to_owned();
+            assert!(rms_norm::add_rms_norm(&x, &x, &wide, 1e-5).is_ok());
+            assert_eq!(id(rms_norm::add_rms_norm(&x, &x, &narrow, 1e-5).map(|_| ())), "shape");
+            assert!(layer_norm::add_layer_norm(&x, &x, [&wide, &wide], 1e-5).is_ok());
+            for weights in [[&narrow, &narrow], [&wide, &narrow]] {
+                assert_eq!(id(layer_norm::add_layer_norm(&x, &x, weights, 1e-5).map(|_| ())), "shape");
+            }
+            let (column, scores) = (tensor(&[5]), tensor(&[2]));
+            for (offsets, fits) in [([0, 2, 5], true), ([0, 2, 6], false), ([0, 2, 4], false)] {
+                let shaped = gae::Shaped {
+                    logprobs: [&column, &column],
+                    scores: &scores,
+                    offsets: &offsets,
+                    estimator: KlEstimator::K1,
+                    kl_coef: 0.1,
+                };
+                assert_eq!(gae::shaped_gae(&shaped, &column, [1.0, 0.9]).is_ok(), fits, "{offsets:?}");
+                assert_eq!(gae::gae(&column, &column, &offsets, [1.0, 0.9]).is_ok(), fits, "{offsets:?}");
+            }
+        }
+    }
+}

@@ -8,7 +8,7 @@ use crate::device::kernel::{Kernel, RMS_NORM};
 use crate::device::launch::Launch;
 use crate::device::{Device, Gpu};
 use crate::dtype::DType;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ops::attention::Heads;
 use crate::ops::column_sum::add_partials;
 use crate::ops::elementwise::copy_columns;
@@ -123,7 +123,8 @@ struct Rows {
 impl Rows {
     fn plain(inp: &Tensor, weight: &Tensor) -> Result<Self> {
         let width = weight.len();
-        check("rms_norm on a GPU", width > 0 && width <= RowPlan::WIDEST, &[inp, weight])?;
+        let shapes = inp.shape().last() == Some(&width) && inp.dtype() == weight.dtype();
+        check("rms_norm on a GPU", shapes && (1..=RowPlan::WIDEST).contains(&width), &[inp, weight])?;
         Ok(Self { rows: inp.len() / width, width, groups: 1, stride: width })
     }
 
@@ -150,19 +151,18 @@ impl Rows {
     ) -> Result<Tensor> {
         let plan = RowPlan::new(self.width);
         let rstd = Tensor::empty(inp.device(), DType::F32, &[self.rows])?;
-        let launch = Launch::new(gpu, FORWARD.of(inp.dtype())?)
+        Launch::new(gpu, FORWARD.of(inp.dtype())?)
             .blocks(self.rows.div_ceil(plan.teams), plan.threads)
             .sum(out, !self.is_whole())
-            .out(&rstd);
-        match sum {
-            Some((sum, delta)) => launch.out(sum).tensor(inp).tensor(delta),
-            None => launch.null().tensor(inp).null(),
-        }
-        .tensor(weight)
-        .sizes([self.rows, self.width, self.groups])
-        .long(self.stride)
-        .scalar(eps)
-        .run()?;
+            .out(&rstd)
+            .optional_out(sum.map(|(sum, _)| sum))
+            .tensor(inp)
+            .optional(sum.map(|(_, delta)| delta))
+            .tensor(weight)
+            .sizes([self.rows, self.width, self.groups])
+            .long(self.stride)
+            .scalar(eps)
+            .run()?;
         Ok(rstd)
     }
 
@@ -178,22 +178,19 @@ impl Rows {
         let plan = RowPlan::new(self.width);
         let shape = [self.rows.div_ceil(plan.chunk), self.width];
         let partials = saved.slot.as_ref().map(|_| Tensor::empty(dout.device(), DType::F32, &shape)).transpose()?;
-        let launch = Launch::new(gpu, BACKWARD.of(dout.dtype())?)
+        Launch::new(gpu, BACKWARD.of(dout.dtype())?)
             .blocks(shape[0], plan.threads)
             .shared(if partials.is_some() { plan.shared() } else { 0 })
-            .sum(dinp, !self.is_whole());
-        match &partials {
-            Some(partials) => launch.out(partials),
-            None => launch.null(),
-        }
-        .tensor(dout)
-        .optional(dresidual)
-        .tensor(&saved.inp)
-        .tensor(&saved.weight)
-        .tensor(&saved.rstd)
-        .sizes([self.rows, self.width, self.groups])
-        .long(self.stride)
-        .run()?;
+            .sum(dinp, !self.is_whole())
+            .optional_out(partials.as_ref())
+            .tensor(dout)
+            .optional(dresidual)
+            .tensor(&saved.inp)
+            .tensor(&saved.weight)
+            .tensor(&saved.rstd)
+            .sizes([self.rows, self.width, self.groups])
+            .long(self.stride)
+            .run()?;
         match (&saved.slot, &partials) {
             (Some(slot), Some(partials)) => add_partials(gpu, slot, partials),
             _ => Ok(()),
@@ -277,28 +274,22 @@ fn qk_norm_on_host(qkv: &Tensor, weights: [&Tensor; 2], heads: Heads, eps: f64) 
     Ok((out, saved))
 }
 
-/// The columns `span` of every row, as rows of `size` elements.
+/// On the host: the columns `span` of every row, as rows of `size` elements.
 fn cut(inp: &Tensor, span: std::ops::Range<usize>, size: usize) -> Result<Tensor> {
-    match inp.device() {
-        Device::Gpu(_) => Err(Error::failure("host-only", "columns are cut on the host")),
-        Device::Cpu => floats!(inp, T => {
-            let data = inp.read::<T>();
-            let cut: Vec<T> = data.chunks_exact(inp.width()).flat_map(|row| &row[span.clone()]).copied().collect();
-            Tensor::new(inp.device(), &[cut.len() / size, size], cut)
-        }),
-    }
+    floats!(inp, T => {
+        let data = inp.read::<T>();
+        let cut: Vec<T> = data.chunks_exact(inp.width()).flat_map(|row| &row[span.clone()]).copied().collect();
+        Tensor::new(inp.device(), &[cut.len() / size, size], cut)
+    })
 }
 
 /// Puts what [`cut`] took back into the columns `span`.
 fn paste(out: &Tensor, span: std::ops::Range<usize>, inp: &Tensor) -> Result<()> {
-    match inp.device() {
-        Device::Gpu(_) => Err(Error::failure("host-only", "columns are cut on the host")),
-        Device::Cpu => floats!(inp, T => {
-            let (mut out_data, inp) = (out.write::<T>(), inp.read::<T>());
-            for (row, cut) in out_data.chunks_exact_mut(out.width()).zip(inp.chunks_exact(span.len())) {
-                row[span.clone()].copy_from_slice(cut);
-            }
-            Ok(())
-        }),
-    }
+    floats!(inp, T => {
+        let (mut out_data, inp) = (out.write::<T>(), inp.read::<T>());
+        for (row, cut) in out_data.chunks_exact_mut(out.width()).zip(inp.chunks_exact(span.len())) {
+            row[span.clone()].copy_from_slice(cut);
+        }
+        Ok(())
+    })
 }

@@ -62,19 +62,16 @@ fn backward(gpu: &Gpu, dout: &Tensor, [inp, weight]: [&Tensor; 2], slot: Option<
     let (plan, chunks, columns) = wide_plan(rows, width);
     let partials = slot.map(|_| Tensor::empty(inp.device(), DType::F32, &[chunks, width])).transpose()?;
     let dinp = Tensor::empty(inp.device(), inp.dtype(), inp.shape())?;
-    let launch = Launch::new(gpu, BACKWARD.of(inp.dtype())?)
+    Launch::new(gpu, BACKWARD.of(inp.dtype())?)
         .grid([chunks, columns, 1], plan.threads)
         .shared(if slot.is_some() { plan.shared() } else { 0 })
-        .out(&dinp);
-    match &partials {
-        Some(partials) => launch.out(partials),
-        None => launch.null(),
-    }
-    .tensor(dout)
-    .tensor(inp)
-    .tensor(weight)
-    .sizes([rows, width])
-    .run()?;
+        .out(&dinp)
+        .optional_out(partials.as_ref())
+        .tensor(dout)
+        .tensor(inp)
+        .tensor(weight)
+        .sizes([rows, width])
+        .run()?;
     if let (Some(slot), Some(partials)) = (slot, &partials) {
         add_partials(gpu, slot, partials)?;
     }
