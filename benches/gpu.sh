@@ -1,20 +1,23 @@
 #!/usr/bin/env bash
-# Everything that hardware has to say, from prebuilt binaries: no Rust, no Python, no network.
+# Everything that hardware has to say, from prebuilt binaries: no Rust, no network, and Python for the peers alone.
 #
 #   benches/gpu.sh BIN OUT selftest          what the machine is, and every kernel against the reference
 #   benches/gpu.sh BIN OUT demo              the three stages on the embedded task
 #   benches/gpu.sh BIN OUT model             the three stages on random weights of Qwen2.5-0.5B's shape
 #   benches/gpu.sh BIN OUT bench BENCH...    benchmark binaries, as `cargo bench --no-run` builds them
+#   benches/gpu.sh BIN OUT peers PYTHON PART what benches/peers/gpu.py measures: attention, head, step, ...
+#   benches/gpu.sh BIN OUT compare PYTHON    our benchmarks and the peers that have run, side by side
 #
 # BIN is the rlhf binary, OUT a directory for the record. A part ends within ten minutes (LIMIT seconds) and leaves its
 # raw output and PART.md in OUT; summary.md joins the parts that have run. DEVICE names the device (cuda:0); with
-# DEVICE=emulated the part selftest runs anywhere, and FILTER chooses among its cases; CONFIG is another config.json for
-# the part model. A run on a card whose selftest.json is copied to benches/record/ and listed in
-# src/selftest/record.rs is what `rlhf kernels` shows. The exit code is 1 if anything failed.
+# DEVICE=emulated the part selftest runs anywhere, and the peers on toy sizes; FILTER chooses among selftest's cases and
+# among benchmarks, as criterion does; CONFIG is another config.json for the part model. A run on a card whose
+# selftest.json is copied to benches/record/ and listed in src/selftest/record.rs is what `rlhf kernels` shows. The exit
+# code is 1 if anything failed.
 set -uo pipefail
 
 self=$(realpath "$0")
-usage() { sed -n '3,8p' "$self" | cut -c 3- >&2; exit 2; }
+usage() { sed -n '3,10p' "$self" | cut -c 3- >&2; exit 2; }
 [ $# -ge 3 ] || usage
 bin=$(realpath "$1") part=$3
 here=$(dirname "$self") from=$PWD
@@ -27,8 +30,13 @@ export RLHF_DEVICE=$device CRITERION_HOME=criterion
 # The name of a benchmark binary without cargo's hash.
 name_of() { basename "$1" | sed 's/-[0-9a-f]\{16\}$//'; }
 
+# A benchmark's filter as part of a file's name.
+slug() { printf '%s' "$1" | tr -cs 'a-zA-Z0-9.' '-' | sed 's/^-//;s/-$//'; }
+
 label=$part
-[ "$part" != bench ] || { [ $# -gt 0 ] || usage; label=bench-$(name_of "$1"); }
+[ "$part" != bench ] || { [ $# -gt 0 ] || usage; label=bench-$(name_of "$1")${FILTER:+-$(slug "$FILTER")}; }
+[ "$part" != peers ] || { [ $# -eq 2 ] || usage; label=peers-$2; }
+[ "$part" != compare ] || [ $# -eq 1 ] || usage
 notes=$label.md
 
 say() { printf '%s\n' "$*" >> "$notes"; }
@@ -119,14 +127,36 @@ run_bench() {
     local binary name
     for binary in "$@"; do
         binary=$(cd "$from" && realpath "$binary")
-        name=bench-$(name_of "$binary")
-        step "$name" "$binary" --bench --noplot
+        name=bench-$(name_of "$binary")${FILTER:+-$(slug "$FILTER")}
+        step "$name" "$binary" --bench --noplot ${FILTER:+"$FILTER"}
         quote "$name.out" 400
         quote "$name.log" 30
     done
 }
 
-case $part in selftest | demo | model | bench) ;; *) usage ;; esac
+# A relative path is the caller's; a link stays one, because it is what makes a virtual environment.
+python_of() { case $1 in /*) echo "$1" ;; */*) echo "$from/$1" ;; *) echo "$1" ;; esac; }
+
+# The peers' rows add up in peers.jsonl, whatever the part.
+run_peers() {
+    local python where=(--device "$device")
+    python=$(python_of "$1")
+    case $device in cuda*) ;; *) where=(--device cpu --tiny) ;; esac
+    step "peers-$2" "$python" -B "$here/peers/gpu.py" --part "$2" --out peers.jsonl "${where[@]}"
+    say ''
+    cat "peers-$2.out" >> "$notes"
+    grep -v '^{' "peers-$2.log" > "peers-$2.warnings"
+    quote "peers-$2.warnings" 30
+}
+
+run_compare() {
+    step compare "$(python_of "$1")" -B "$here/peers/report.py" peers.jsonl --ours criterion
+    say ''
+    cat "compare.out" >> "$notes"
+    quote "compare.log" 30
+}
+
+case $part in selftest | demo | model | bench | peers | compare) ;; *) usage ;; esac
 : > "$notes"
 say "## $label"
 say ''
@@ -135,7 +165,7 @@ say ''
 "run_$part" "$@"
 {
     printf '# What hardware says\n'
-    for file in selftest.md demo.md model.md bench-*.md; do
+    for file in selftest.md demo.md model.md bench-*.md peers-*.md compare.md; do
         if [ -e "$file" ]; then printf '\n'; cat "$file"; fi
     done
 } > "summary.md"

@@ -105,7 +105,7 @@ fn table(device: &Device) -> Result<()> {
         let (name, shape, micros) = (workload.name, &workload.shape, seconds * 1e6);
         println!("| {name} | {shape} | {micros:.1} | {rate} | {:.1} % |", 100.0 * share);
     }
-    println!("\nsample, token_logprobs forward and the losses bring their results to the host in every pass.\n");
+    println!("\nsample and token_logprobs forward bring their results to the host in every pass.\n");
     Ok(())
 }
 

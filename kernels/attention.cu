@@ -10,8 +10,6 @@
 #define TILE 64
 #define WARP_ROWS 16
 #define THREADS 128
-// New tokens of one sequence that a block appends.
-#define APPEND_ROWS 16
 
 // Rows `from`..`to` of a matrix whose row i lies at data + i stride.
 template <typename T> struct Rows {
@@ -568,23 +566,6 @@ __device__ __forceinline__ void backward_keys(Sequence<float> x, int first, int 
     }
 }
 
-template <typename T>
-__device__ __forceinline__ void append(T* keys, T* values, const T* qkv, const int* offsets, const int* slots,
-                                       const int* lengths, int nh, int nkv, int hd, int capacity) {
-    const int SIZE = Vector<T>::size;
-    int sequence = blockIdx.y, begin = offsets[sequence] + blockIdx.x * APPEND_ROWS;
-    int rows = min(APPEND_ROWS, offsets[sequence + 1] - begin), chunks = 2 * nkv * hd / SIZE;
-    int position = lengths[sequence] + blockIdx.x * APPEND_ROWS;
-    i64 slot = (i64)slots[sequence] * nkv;
-    for (int i = threadIdx.x; i < rows * chunks; i += THREADS) {
-        int row = i / chunks, column = i % chunks * SIZE, kv = column / hd % nkv;
-        T* to = column < nkv * hd ? keys : values;
-        const T* from = qkv + (i64)(begin + row) * (nh + 2 * nkv) * hd + nh * hd + column;
-        *reinterpret_cast<uint4*>(to + ((slot + kv) * capacity + position + row) * hd + column % hd) =
-            *reinterpret_cast<const uint4*>(from);
-    }
-}
-
 // Eight lanes a row.
 template <typename T>
 __device__ __forceinline__ void backward_delta(float* delta, const T* dout, const T* out, i64 rows, int hd) {
@@ -654,17 +635,6 @@ FORWARD_CACHED(attention_forward_cached_f32, float, 1)
 FORWARD_DECODE(attention_forward_decode_64_bf16, bf16, 1)
 FORWARD_DECODE(attention_forward_decode_128_bf16, bf16, 2)
 FORWARD_DECODE(attention_forward_decode_f32, float, 1)
-
-// Writes the keys and values of new tokens into the cache at positions lengths[b] and following, below capacity.
-// Grid (ceil(most new tokens of a sequence / 16), B), block 128, no shared memory.
-#define APPEND(NAME, T)                                                                                                \
-    extern "C" __global__ void __launch_bounds__(THREADS)                                                              \
-    NAME(T* __restrict__ keys, T* __restrict__ values, const T* __restrict__ qkv, const int* __restrict__ offsets,     \
-         const int* __restrict__ slots, const int* __restrict__ lengths, int nh, int nkv, int hd, int capacity) {      \
-        append(keys, values, qkv, offsets, slots, lengths, nh, nkv, hd, capacity);                                     \
-    }
-APPEND(attention_append_bf16, bf16)
-APPEND(attention_append_f32, float)
 
 // delta [rows] f32 = sum of dout out over a head, rows = N nh (dout, out [rows, hd]).
 // Grid ceil(rows / 16), block 128, no shared memory.

@@ -1,5 +1,5 @@
-// What has no formula of its own: sums of equal shapes (the residual stream), gradients gathered in f32, scaling, a
-// fixed-order sum, and copies between tensors of different row lengths. Limit: each element read and written once.
+// What has no formula of its own: sums of equal shapes (the residual stream), gradients gathered in f32, sums of rows
+// in a fixed order, and copies between tensors of different row lengths. Limit: each element read and written once.
 #include "flat.cuh"
 #include "sum.cuh"
 
@@ -39,32 +39,6 @@ template <typename In> __device__ __forceinline__ void assign(float* out, const 
     for_each<4>(n, all_aligned(out, inp), Assign<In>{out, inp});
 }
 
-struct Fill {
-    float* out;
-    float value;
-
-    template <int K> __device__ __forceinline__ void run(i64 at) const {
-        float x[K];
-#pragma unroll
-        for (int k = 0; k < K; k++) x[k] = value;
-        store_run(out + at, x);
-    }
-};
-
-struct Scale {
-    float* out;
-    const float* inp;
-    float factor;
-
-    template <int K> __device__ __forceinline__ void run(i64 at) const {
-        float x[K];
-        load_run(inp + at, x);
-#pragma unroll
-        for (int k = 0; k < K; k++) x[k] *= factor;
-        store_run(out + at, x);
-    }
-};
-
 template <typename T> struct CopyColumns {
     T* out;
     i64 out_stride;
@@ -89,9 +63,9 @@ __device__ __forceinline__ void copy_columns(T* out, i64 out_stride, const T* in
     for_each<V>((i64)rows * columns, vectors, work);
 }
 
-// Launch of every kernel here but scaled_sum: grid and block are any of one dimension; ceil(n / V / 256) blocks of 256
+// Launch of every kernel here but row_sums: grid and block are any of one dimension; ceil(n / V / 256) blocks of 256
 // threads give each thread one vector of V elements: 4 where an operand is f32, else 8. Dynamic shared memory: none.
-// Vectors where all addresses are aligned to 16 bytes (value: no requirement); else element by element.
+// Vectors where all addresses are aligned to 16 bytes; else element by element.
 
 // out = a + b: all [n]; out may be a or b.
 extern "C" __global__ void add_bf16(bf16* out, const bf16* a, const bf16* b, i64 n) { add<8>(out, a, b, n); }
@@ -105,18 +79,6 @@ extern "C" __global__ void add_assign_f32(float* out, const float* inp, i64 n) {
 extern "C" __global__ void assign_bf16(float* out, const bf16* inp, i64 n) { assign(out, inp, n); }
 extern "C" __global__ void assign_f32(float* out, const float* inp, i64 n) { assign(out, inp, n); }
 
-// out = value scale, the gradient of a scaled sum: out f32 [n], value f32 [1].
-extern "C" __global__ void fill_f32(float* out, const float* value, i64 n, float scale) {
-    for_each<4>(n, is_aligned(out), Fill{out, *value * scale});
-}
-
-// out = inp (value scale): out, inp [n] (out may be inp), value f32 [1] or null for 1. Rounded twice: the factor, then
-// the product.
-extern "C" __global__ void scale_f32(float* out, const float* inp, const float* value, i64 n, float scale) {
-    float factor = value ? *value * scale : scale;
-    for_each<4>(n, all_aligned(out, inp), Scale{out, inp, factor});
-}
-
 // out[r * out_stride + c] = inp[r * inp_stride + c] for r < rows, c < columns; strides in elements, at least columns;
 // n of the launch is rows columns. Vectors where columns and both strides are also multiples of V. No overlap.
 extern "C" __global__ void copy_columns_bf16(bf16* out, i64 out_stride, const bf16* inp, i64 inp_stride, int rows,
@@ -128,12 +90,13 @@ extern "C" __global__ void copy_columns_f32(float* out, i64 out_stride, const fl
     copy_columns(out, out_stride, inp, inp_stride, rows, columns);
 }
 
-// out [1] = scale times the sum of inp [n]; n = 0 gives 0.
-// Grid 1, block min(1024, 32 max(1, ceil(n / 32))): the order of the sum depends on it. Dynamic shared memory: none.
-extern "C" __global__ void __launch_bounds__(1024) scaled_sum_f32(float* out, const float* inp, i64 n, float scale) {
+// out [R] = the sum of each row of inp [R, n]; n = 0 gives 0.
+// Grid R, block min(1024, 32 max(1, ceil(n / 32))): the order of the sums depends on it. Dynamic shared memory: none.
+extern "C" __global__ void __launch_bounds__(1024) row_sums_f32(float* out, const float* inp, i64 n) {
     __shared__ float scratch[1][2][WARP];
+    const float* row = inp + blockIdx.x * n;
     Sum sum[1] = {};
-    for (i64 i = threadIdx.x; i < n; i += blockDim.x) add_to(sum[0], inp[i]);
+    for (i64 i = threadIdx.x; i < n; i += blockDim.x) add_to(sum[0], row[i]);
     block_totals(sum, scratch);
-    if (threadIdx.x == 0) *out = value_of(sum[0]) * scale;
+    if (threadIdx.x == 0) out[blockIdx.x] = value_of(sum[0]);
 }

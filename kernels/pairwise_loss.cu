@@ -5,10 +5,9 @@
 // log(1 + exp(x)) without overflow, and to full precision where it is small.
 __device__ __forceinline__ float softplus(float x) { return max_nan(x, 0.0f) + log1pf(expf(-fabsf(x))); }
 
-// dscores [2 pairs]: gradient of the loss (times dloss: elementwise.cu's scale_f32); statistics [3]: sums over pairs of
-// loss (with centering), 1 if chosen > rejected, chosen - rejected; loss [1] = scale statistics[0]. scores [2 pairs]
-// (chosen, rejected, chosen, ...), margin [pairs]. All f32. scale = 1 / pairs of the optimizer batch. No pairs give
-// zeros.
+// dscores [2 pairs]: gradient of the loss; statistics [3]: sums over pairs of loss (with centering), 1 if chosen >
+// rejected, chosen - rejected; loss [1] = scale statistics[0]. scores [2 pairs] (chosen, rejected, chosen, ...), margin
+// [pairs]. All f32. scale = 1 / pairs of the optimizer batch. No pairs give zeros.
 // Grid 1, block min(1024, 32 max(1, ceil(pairs / 32))): the order of the sums depends on it. Dynamic shared memory:
 // none. No alignment is required.
 extern "C" __global__ void __launch_bounds__(1024)

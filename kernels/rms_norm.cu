@@ -1,7 +1,7 @@
 // RMS normalisation, alone or with the residual sum before it: r = 1 / sqrt(mean(x^2) + eps), y = x r w. Rows may be
 // heads inside a wider row. Limits in bytes for N rows of C elements of b bytes: forward 2 N C b (with the residual sum
 // 4 N C b), backward 3 N C b (with the residual's gradient 4 N C b), and 4 N / chunk C for partial sums of dweight.
-#include "row.cuh"
+#include "rms.cuh"
 
 // Where row `row` begins: `groups` rows stand side by side in each outer row of `stride` elements.
 __device__ __forceinline__ i64 start_of(int row, int groups, i64 stride, int width) {
@@ -29,13 +29,7 @@ __device__ __forceinline__ void forward(T* out, float* rstd, T* sum, const T* in
         add_row<T>(x, d_raw);
         store_row(sum + start, x, team, span, aligned);
     }
-    float squares = 0.0f;
-#pragma unroll
-    for (int i = 0; i < N; i++) {
-#pragma unroll
-        for (int j = 0; j < V; j++) squares = fmaf(x[i][j], x[i][j], squares);
-    }
-    float r = 1.0f / sqrtf(team_sum(team, squares, scratch) / width + eps);
+    float r = rms_scale(x, team, width, eps, scratch);
     unpack_row<T>(w, w_raw);
 #pragma unroll
     for (int i = 0; i < N; i++) {

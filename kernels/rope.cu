@@ -3,6 +3,7 @@
 // the turn the other way. Limit: 2 N heads HD elements read and written (in place: only the turned heads), and the
 // N rows of the table that are used.
 #include "flat.cuh"
+#include "rope.cuh"
 
 // Heads that a thread turns by the same angles, which it reads once.
 #define SHARED_ANGLES 4
@@ -36,11 +37,7 @@ template <typename T> struct Rope {
             float a[K], b[K], x[K], y[K];
             load_run(inp + at, x);
             load_run(inp + at + half, y);
-#pragma unroll
-            for (int k = 0; k < K; k++) {
-                a[k] = fmaf(x[k], cosine[k], -(y[k] * sine[k]));
-                b[k] = fmaf(y[k], cosine[k], x[k] * sine[k]);
-            }
+            turn(a, b, x, y, cosine, sine);
             store_run(out + at, a);
             store_run(out + at + half, b);
         }

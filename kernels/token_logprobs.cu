@@ -1,9 +1,11 @@
 // Log-softmax, gather and entropy of rows of logits, with z = logits * inverse_temperature:
-// logprob = z_y - logsumexp(z), entropy = logsumexp(z) - sum softmax(z) z, in one pass with a running maximum. Backward
-// overwrites the logits: dz_j = dlogprob (1[j = y] - p_j) - dentropy p_j (ln p_j + entropy), dlogits = dz *
-// inverse_temperature. Limits for bf16: 2 R V bytes forward, 4 R V bytes backward. A logit of -inf is a masked token:
-// its probability is 0 and so are its terms. A NaN shows in everything of its row but the hit.
+// logprob = z_y - logsumexp(z), entropy = logsumexp(z) - sum softmax(z) z, in one pass with a running maximum. A loss
+// that is a sum over rows of f(logprob, entropy) knows its slopes then, and a second pass overwrites the logits:
+// dz_j = dlogprob (1[j = y] - p_j) - dentropy p_j (ln p_j + entropy), dlogits = dz * inverse_temperature. Limits for
+// bf16: 2 R V bytes, with the gradient 4 R V more. A logit of -inf is a masked token: its probability is 0 and so are
+// its terms. A NaN shows in everything of its row but the hit.
 #include "logits.cuh"
+#include "ppo_loss.cuh"
 
 // Sums over the tokens seen so far, relative to the largest logit: of e = 2^d and of e d, d = (x - largest) * scale.
 struct Softmax {
@@ -62,13 +64,16 @@ __device__ __forceinline__ void merge_block(Softmax& s, float scale) {
     merge_warp(s, scale);
 }
 
+// What a row says about its target.
+struct Row {
+    float logprob, entropy, hit, lse;
+};
+
+// Valid in thread 0.
 template <typename T>
-__device__ __forceinline__ void forward(float* logprobs, float* entropy, float* hits, float* lse, const T* logits,
-                                        const int* targets, int vocabulary, int stride, float inverse_temperature) {
+__device__ __forceinline__ Row read_row(const T* row, int target, int vocabulary, bool aligned,
+                                        float inverse_temperature) {
     const int SIZE = Vector<T>::size;
-    i64 r = blockIdx.x;
-    const T* row = logits + r * stride;
-    bool aligned = rows_aligned(logits, stride);
     float scale = inverse_temperature * LOG2_E;
     Softmax s = {LOWEST, 0.0f, 0.0f};
     int step = blockDim.x * SIZE;
@@ -83,45 +88,92 @@ __device__ __forceinline__ void forward(float* logprobs, float* entropy, float* 
     }
     merge_warp(s, scale);
     if (blockDim.x > WARP) merge_block(s, scale);
-    if (threadIdx.x > 0) return;
-    float target = to_f32(row[targets[r]]), log_sum = logf(s.sum);
-    logprobs[r] = (target - s.largest) * inverse_temperature - log_sum;
-    entropy[r] = log_sum - LN_2 * (s.weighted / s.sum);
-    hits[r] = target == s.largest ? 1.0f : 0.0f;
-    lse[r] = fmaf(s.largest, inverse_temperature, log_sum);
+    if (threadIdx.x > 0) return {};
+    float x = to_f32(row[target]), log_sum = logf(s.sum);
+    return {(x - s.largest) * inverse_temperature - log_sum, log_sum - LN_2 * (s.weighted / s.sum),
+            x == s.largest ? 1.0f : 0.0f, fmaf(s.largest, inverse_temperature, log_sum)};
 }
 
-template <typename T>
-__device__ __forceinline__ void backward(T* logits, const int* targets, const float* dlogprobs, const float* dentropy,
-                                         const float* entropy, const float* lse, int vocabulary, int stride,
-                                         float inverse_temperature) {
+// A row's part of the loss, and its slopes.
+struct Term {
+    float loss, dlogprob, dentropy;
+};
+
+// loss = -scale logprob.
+struct Likelihood {
+    static const bool has_entropy = false;
+    float scale;
+
+    __device__ __forceinline__ Term term(const Row& row) const { return {-scale * row.logprob, -scale, 0.0f}; }
+};
+
+// loss = scale (PPO's policy loss) - entropy_scale entropy.
+struct Clipped {
+    static const bool has_entropy = true;
+    const float *old_logprobs, *advantages;
+    float ratio_low, ratio_high, dual_clip, scale, entropy_scale;
+
+    __device__ __forceinline__ Term term(const Row& row) const {
+        int r = blockIdx.x;
+        PolicyTerm policy =
+            policy_term(row.logprob, old_logprobs[r], advantages[r], ratio_low, ratio_high, dual_clip);
+        return {scale * policy.loss - entropy_scale * row.entropy, policy.dlogprob * scale, -entropy_scale};
+    }
+};
+
+// What the threads of a block know of its row when they turn the logits into their gradient.
+struct Slopes {
+    float entropy, lse, up, spread;
+};
+
+// The row from its end to its beginning: what was read last is nearest.
+template <bool HAS_ENTROPY, typename T>
+__device__ __forceinline__ void overwrite(T* row, int target, int vocabulary, bool aligned, float inverse_temperature,
+                                          const Slopes& slopes) {
     const int SIZE = Vector<T>::size;
-    i64 r = blockIdx.x;
-    T* row = logits + r * stride;
-    int target = targets[r];
-    float up = dlogprobs[r] * inverse_temperature;
-    float spread = dentropy ? dentropy[r] * inverse_temperature : 0.0f;
-    float row_entropy = entropy[r], row_lse = lse[r];
     auto gradient = [&](float x, int j) {
-        float logp = max_nan(fmaf(x, inverse_temperature, -row_lse), -1024.0f);
+        float logp = max_nan(fmaf(x, inverse_temperature, -slopes.lse), -1024.0f);
         float p = exp2_fast(logp * LOG2_E);
-        float dz = -p * fmaf(spread, logp + row_entropy, up);
-        return j == target ? dz + up : dz;
+        float up = HAS_ENTROPY ? fmaf(slopes.spread, logp + slopes.entropy, slopes.up) : slopes.up;
+        float dz = -p * up;
+        return j == target ? dz + slopes.up : dz;
     };
-    int whole = rows_aligned(logits, stride) ? vocabulary / SIZE * SIZE : 0;
-    for (int at = threadIdx.x * SIZE; at < whole; at += blockDim.x * SIZE) {
+    int whole = aligned ? vocabulary / SIZE * SIZE : 0;
+    for (int at = vocabulary - 1 - threadIdx.x; at >= whole; at -= blockDim.x) {
+        store(row + at, gradient(to_f32(row[at]), at));
+    }
+    for (int at = whole - SIZE - (int)threadIdx.x * SIZE; at >= 0; at -= blockDim.x * SIZE) {
         float x[SIZE];
         load16(row + at, x);
 #pragma unroll
         for (int i = 0; i < SIZE; i++) x[i] = gradient(x[i], at + i);
         store16(row + at, x);
     }
-    for (int at = whole + threadIdx.x; at < vocabulary; at += blockDim.x) {
-        store(row + at, gradient(to_f32(row[at]), at));
-    }
 }
 
-// logprobs, entropy, hits, lse: [R] each, written; hits is 1 if the target is one of the largest, else 0.
+template <typename T, typename Objective>
+__device__ __forceinline__ void with_gradient(T* logits, float* logprobs, float* entropy, float* hits, float* losses,
+                                              const int* targets, int vocabulary, int stride,
+                                              float inverse_temperature, const Objective& objective) {
+    __shared__ Slopes shared;
+    i64 r = blockIdx.x;
+    T* row = logits + r * stride;
+    int target = targets[r];
+    bool aligned = rows_aligned(logits, stride);
+    Row read = read_row(row, target, vocabulary, aligned, inverse_temperature);
+    if (threadIdx.x == 0) {
+        Term term = objective.term(read);
+        logprobs[r] = read.logprob;
+        entropy[r] = read.entropy;
+        hits[r] = read.hit;
+        losses[r] = term.loss;
+        shared = {read.entropy, read.lse, term.dlogprob * inverse_temperature, term.dentropy * inverse_temperature};
+    }
+    __syncthreads();
+    overwrite<Objective::has_entropy>(row, target, vocabulary, aligned, inverse_temperature, shared);
+}
+
+// logprobs, entropy, hits: [R] each, written; hits is 1 if the target is one of the largest, else 0.
 // logits: [R, stride], of which the first `vocabulary` columns are read (stride >= vocabulary >= 1). targets: [R], each
 // in 0..vocabulary.
 // Grid R; block 32 if vocabulary <= 1024, 128 if vocabulary <= 8192, else 512 (the order of summation follows from it);
@@ -129,21 +181,43 @@ __device__ __forceinline__ void backward(T* logits, const int* targets, const fl
 // one element a load, with the same bits.
 #define FORWARD(NAME, T)                                                                                               \
     extern "C" __global__ void __launch_bounds__(512)                                                                  \
-        NAME(float* logprobs, float* entropy, float* hits, float* lse, const T* logits, const int* targets,            \
-             int vocabulary, int stride, float inverse_temperature) {                                                  \
-        forward(logprobs, entropy, hits, lse, logits, targets, vocabulary, stride, inverse_temperature);               \
+        NAME(float* logprobs, float* entropy, float* hits, const T* logits, const int* targets, int vocabulary,        \
+             int stride, float inverse_temperature) {                                                                  \
+        i64 r = blockIdx.x;                                                                                            \
+        Row row = read_row(logits + r * stride, targets[r], vocabulary, rows_aligned(logits, stride),                  \
+                           inverse_temperature);                                                                       \
+        if (threadIdx.x > 0) return;                                                                                   \
+        logprobs[r] = row.logprob;                                                                                     \
+        entropy[r] = row.entropy;                                                                                      \
+        hits[r] = row.hit;                                                                                             \
     }
 FORWARD(token_logprobs_forward_bf16, bf16)
 FORWARD(token_logprobs_forward_f32, float)
 
-// logits: [R, stride], read, and the first `vocabulary` columns overwritten by their gradient. targets: [R].
-// dlogprobs: [R]; dentropy: [R] or null (0). entropy, lse: [R], from forward. Grid, block and alignment as forward, but
-// any block of whole warps up to 512 gives the same bits.
-#define BACKWARD(NAME, T)                                                                                              \
+// The same numbers to the bit, losses [R]: each row's -scale logprob, and the first `vocabulary` columns of the logits
+// overwritten by the gradient of their sum. Grid, block and alignment as forward.
+#define LIKELIHOOD(NAME, T)                                                                                            \
     extern "C" __global__ void __launch_bounds__(512)                                                                  \
-        NAME(T* logits, const int* targets, const float* dlogprobs, const float* dentropy, const float* entropy,       \
-             const float* lse, int vocabulary, int stride, float inverse_temperature) {                                \
-        backward(logits, targets, dlogprobs, dentropy, entropy, lse, vocabulary, stride, inverse_temperature);         \
+        NAME(T* logits, float* logprobs, float* entropy, float* hits, float* losses, const int* targets,               \
+             int vocabulary, int stride, float inverse_temperature, float scale) {                                     \
+        with_gradient(logits, logprobs, entropy, hits, losses, targets, vocabulary, stride, inverse_temperature,       \
+                      Likelihood{scale});                                                                              \
     }
-BACKWARD(token_logprobs_backward_bf16, bf16)
-BACKWARD(token_logprobs_backward_f32, float)
+LIKELIHOOD(token_logprobs_likelihood_bf16, bf16)
+LIKELIHOOD(token_logprobs_likelihood_f32, float)
+
+// As above with losses [R]: each row's scale (policy loss of ppo_loss.cuh) - entropy_scale entropy. old_logprobs,
+// advantages: [R]. ratio_low = 1 - cliprange_low and ratio_high = 1 + cliprange_high, rounded once; dual_clip infinite
+// for none; scale = 1 / tokens of the optimizer batch, entropy_scale that times the entropy's coefficient.
+#define CLIPPED(NAME, T)                                                                                               \
+    extern "C" __global__ void __launch_bounds__(512)                                                                  \
+        NAME(T* logits, float* logprobs, float* entropy, float* hits, float* losses, const int* targets,               \
+             const float* old_logprobs, const float* advantages, int vocabulary, int stride,                           \
+             float inverse_temperature, float ratio_low, float ratio_high, float dual_clip, float scale,               \
+             float entropy_scale) {                                                                                    \
+        Clipped clipped = {old_logprobs, advantages, ratio_low, ratio_high, dual_clip, scale, entropy_scale};          \
+        with_gradient(logits, logprobs, entropy, hits, losses, targets, vocabulary, stride, inverse_temperature,       \
+                      clipped);                                                                                        \
+    }
+CLIPPED(token_logprobs_clipped_bf16, bf16)
+CLIPPED(token_logprobs_clipped_f32, float)

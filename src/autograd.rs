@@ -1,11 +1,14 @@
 //! The tape. It knows tensors, not operations: an operation hands over its outputs, its inputs, and a rule that maps
 //! the gradients of the outputs to the gradients of the inputs. Activations' gradients are returned by the rule and
-//! summed here; a parameter's gradient is written by the rule into its slot of the flat gradient buffer.
+//! summed here; a parameter's gradient is written by the rule into its slot of the flat gradient buffer. Memory can be
+//! had for time: a tensor may carry a recipe by which a rule makes it again instead of keeping it, and a segment of the
+//! tape may be run a second time in backward instead of being kept ([`checkpoint`]; Chen et al., "Training deep nets
+//! with sublinear memory cost", 2016).
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::cpu;
 use crate::device::Device;
@@ -23,14 +26,17 @@ const THREADS: usize = 256;
 /// that has none, or that is a parameter and was written into its slot).
 pub(crate) type Rule = Box<dyn Fn(&[Option<Tensor>]) -> Result<Vec<Option<Tensor>>> + Send + Sync>;
 
+/// How a tensor is made again, to the bit. It holds detached tensors, which are kept anyway.
+pub(crate) type Recipe = Arc<dyn Fn() -> Result<Tensor> + Send + Sync>;
+
 /// Where a tensor came from, as far as gradients are concerned.
 #[derive(Clone, Default)]
 pub(crate) enum Origin {
     /// No gradient flows into it.
     #[default]
     None,
-    /// Output number `output` of a recorded operation.
-    Node { node: Arc<Node>, output: usize },
+    /// Output number `output` of a recorded operation, and how rules that need its elements make them again.
+    Node { node: Arc<Node>, output: usize, again: Option<Recipe> },
     /// A parameter, with the place of its gradient.
     Parameter(Arc<Grad>),
 }
@@ -39,7 +45,7 @@ impl fmt::Debug for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Origin::None => f.write_str("None"),
-            Origin::Node { node, output } => write!(f, "{}#{}.{output}", node.operation, node.id),
+            Origin::Node { node, output, .. } => write!(f, "{}#{}.{output}", node.operation, node.id),
             Origin::Parameter(_) => f.write_str("Parameter"),
         }
     }
@@ -94,7 +100,42 @@ impl Grad {
     }
 }
 
+/// What a rule keeps of a tensor.
+pub(crate) enum Kept {
+    /// Its elements.
+    Elements(Tensor),
+    /// The way to make them again, and their shape.
+    Recipe(Recipe, Vec<usize>),
+}
+
+impl Kept {
+    /// The tensor, without a gradient.
+    pub(crate) fn get(&self) -> Result<Tensor> {
+        match self {
+            Self::Elements(tensor) => Ok(tensor.clone()),
+            Self::Recipe(again, shape) => again()?.detach().reshape(shape),
+        }
+    }
+}
+
 impl Tensor {
+    /// The tensor with a recipe: rules keep that instead of the elements. Without a gradient nothing is kept, and the
+    /// recipe is forgotten.
+    pub(crate) fn again(mut self, recipe: impl Fn() -> Result<Self> + Send + Sync + 'static) -> Self {
+        if let Origin::Node { again, .. } = &mut self.origin {
+            *again = Some(Arc::new(recipe));
+        }
+        self
+    }
+
+    /// What a rule that needs the elements keeps: the recipe where there is one.
+    pub(crate) fn keep(&self) -> Kept {
+        match &self.origin {
+            Origin::Node { again: Some(again), .. } => Kept::Recipe(again.clone(), self.shape().to_vec()),
+            _ => Kept::Elements(self.detach()),
+        }
+    }
+
     /// Whether a gradient flows into this tensor.
     pub(crate) fn needs_grad(&self) -> bool {
         !matches!(self.origin, Origin::None)
@@ -123,9 +164,12 @@ impl Tensor {
 
 /// Puts an operation on the tape, unless no input has a gradient. `inputs` stands in the order of the rule's results.
 pub(crate) fn record(operation: &'static str, outputs: &mut [Tensor], inputs: &[&Tensor], rule: Rule) {
-    if !inputs.iter().any(|t| t.needs_grad()) {
-        return;
+    if inputs.iter().any(|t| t.needs_grad()) {
+        put_on_tape(operation, outputs, inputs, rule);
     }
+}
+
+fn put_on_tape(operation: &'static str, outputs: &mut [Tensor], inputs: &[&Tensor], rule: Rule) {
     let node = Arc::new(Node {
         id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
         operation,
@@ -134,7 +178,62 @@ pub(crate) fn record(operation: &'static str, outputs: &mut [Tensor], inputs: &[
         rule,
     });
     for (output, tensor) in outputs.iter_mut().enumerate() {
-        tensor.origin = Origin::Node { node: node.clone(), output };
+        tensor.origin = Origin::Node { node: node.clone(), output, again: None };
+    }
+}
+
+/// The outputs of `segment` for `inputs`, of which the inputs alone are kept: in backward the segment runs a second
+/// time, and must give the same bits. It may use parameters, whose gradients go into their slots as ever; activations
+/// must come through `inputs`, or backward refuses them.
+pub(crate) fn checkpoint(
+    inputs: &[&Tensor],
+    segment: impl Fn(&[Tensor]) -> Result<Vec<Tensor>> + Send + Sync + 'static,
+) -> Result<Vec<Tensor>> {
+    let saved: Vec<Tensor> = inputs.iter().map(|t| t.detach()).collect();
+    let inside = segment(&saved)?;
+    let records = inside.iter().chain(inputs.iter().copied()).any(Tensor::needs_grad);
+    // What the segment's operations saved dies with its own nodes, here.
+    let mut outputs: Vec<Tensor> = inside.into_iter().map(|t| t.detach()).collect();
+    if !records {
+        return Ok(outputs);
+    }
+    let needs_grad: Vec<bool> = inputs.iter().map(|t| t.needs_grad()).collect();
+    let rule = move |grads: &[Option<Tensor>]| {
+        let first = NEXT_ID.load(Ordering::Relaxed);
+        let leaves: Vec<Leaf> = saved.iter().zip(&needs_grad).map(|(t, needed)| Leaf::new(t, *needed)).collect();
+        let tensors: Vec<Tensor> = leaves.iter().map(|leaf| leaf.tensor.clone()).collect();
+        let outputs = segment(&tensors)?;
+        drop(tensors);
+        let outputs = outputs.into_iter().zip(grads).filter_map(|(out, grad)| Some((out.origin, grad.clone()?)));
+        walk(outputs.collect(), first)?;
+        Ok(leaves.into_iter().map(Leaf::take).collect())
+    };
+    put_on_tape("checkpoint", &mut outputs, inputs, Box::new(rule));
+    Ok(outputs)
+}
+
+/// A tensor at which a walk ends and leaves the gradient.
+struct Leaf {
+    tensor: Tensor,
+    grad: Arc<Mutex<Option<Tensor>>>,
+}
+
+impl Leaf {
+    fn new(tensor: &Tensor, needs_grad: bool) -> Self {
+        let mut leaf = Self { tensor: tensor.detach(), grad: Arc::default() };
+        if needs_grad {
+            let grad = leaf.grad.clone();
+            let rule = move |grads: &[Option<Tensor>]| {
+                *grad.lock().unwrap_or_else(PoisonError::into_inner) = grads.first().cloned().flatten();
+                Ok(Vec::new())
+            };
+            put_on_tape("leaf", std::slice::from_mut(&mut leaf.tensor), &[], Box::new(rule));
+        }
+        leaf
+    }
+
+    fn take(self) -> Option<Tensor> {
+        self.grad.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
@@ -153,14 +252,43 @@ struct Pending {
     grads: Vec<Option<Tensor>>,
 }
 
-/// Walks the tape back from `loss` (one element, gradient 1) and fills the gradient slots of all parameters on the way.
-/// Takes the loss, so that each node and what it saved is freed as soon as it was used.
+/// Where a walk back begins: a loss whose operation made the gradients of its inputs together with its value. It is not
+/// on the tape and nothing can be computed from it, so that its gradient in itself is always 1.
+#[must_use = "a loss trains nothing until its root is walked back from"]
+pub(crate) struct Root(Vec<(Origin, Tensor)>);
+
+impl Root {
+    /// The inputs of a loss, each with its gradient.
+    pub(crate) fn new<const N: usize>(inputs: [(&Tensor, Tensor); N]) -> Self {
+        Self(inputs.map(|(input, grad)| (input.origin.clone(), grad)).into())
+    }
+
+    /// Walks the tape back and fills the gradient slots of all parameters on the way; frees each node and what it saved
+    /// as soon as it was used.
+    pub(crate) fn backward(self) -> Result<()> {
+        walk(self.0, 0)
+    }
+}
+
+/// Walks back from `loss` (one element on the tape, gradient 1), which it takes, so that its node is freed on the way.
 pub(crate) fn backward(loss: Tensor) -> Result<()> {
     let seed = Tensor::from_f64(loss.device(), loss.dtype(), loss.shape(), &vec![1.0; loss.len()])?;
-    let mut waiting: BTreeMap<u64, Pending> = BTreeMap::new();
-    deliver(&mut waiting, loss.origin.clone(), seed)?;
+    let root = Root::new([(&loss, seed)]);
     drop(loss);
-    while let Some((_, Pending { node, grads })) = waiting.pop_last() {
+    root.backward()
+}
+
+/// Walks back from outputs with their gradients, over nodes of which none may be older than number `first`.
+fn walk(outputs: Vec<(Origin, Tensor)>, first: u64) -> Result<()> {
+    let mut waiting: BTreeMap<u64, Pending> = BTreeMap::new();
+    for (origin, grad) in outputs {
+        deliver(&mut waiting, origin, grad)?;
+    }
+    while let Some((id, Pending { node, grads })) = waiting.pop_last() {
+        if id < first {
+            let what = format!("a segment uses an output of {}, which is not among its inputs", node.operation);
+            return Err(Error::failure("checkpoint-input", what));
+        }
         let results = (node.rule)(&grads)?;
         drop(grads);
         if results.len() != node.inputs.len() {
@@ -187,7 +315,7 @@ fn deliver(waiting: &mut BTreeMap<u64, Pending>, origin: Origin, grad: Tensor) -
     match origin {
         Origin::None => Ok(()),
         Origin::Parameter(slot) => accumulate(&slot, &grad),
-        Origin::Node { node, output } => {
+        Origin::Node { node, output, .. } => {
             let outputs = node.outputs;
             let pending = waiting.entry(node.id).or_insert_with(|| Pending { node, grads: vec![None; outputs] });
             match pending.grads.get_mut(output) {

@@ -127,8 +127,9 @@ pub fn rollout(model: &Model, prompts: &[&[i32]], length: usize) -> Result<usize
         stage: Stage::Generate,
         step: 0,
         first_row: 0,
+        slots: None,
     };
-    let responses = model.generate(&model.frozen()?, prompts, &generation)?;
+    let responses = model.generate(&model.frozen()?, prompts, &generation)?.responses;
     Ok(responses.iter().map(|response| response.tokens.len()).sum())
 }
 

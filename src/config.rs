@@ -42,6 +42,18 @@ pub enum ComputeDType {
     Bf16,
 }
 
+/// What the forward pass keeps for the backward pass. All three give the same bits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, clap::ValueEnum)]
+pub enum Recompute {
+    /// Everything that backward needs is kept
+    #[default]
+    None,
+    /// Norms and activation functions run again, and no product does: about two thirds of the activations' memory
+    Cheap,
+    /// Each layer runs again, and its input alone is kept: least memory, for one more forward pass
+    Full,
+}
+
 /// Where a run reads, where it writes, and how it talks.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Input and output")]
@@ -114,9 +126,10 @@ impl EvalArgs {
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Optimization")]
 pub struct OptimizerArgs {
-    /// Rows (pairs, episodes) in one forward and backward pass [TRL: 8]
-    #[arg(long, default_value_t = 8, value_parser = at_least_one())]
-    pub per_device_train_batch_size: usize,
+    /// Rows (pairs, episodes) in one forward and backward pass [TRL: 8; on a GPU an optimizer step of 8 rows is cut
+    /// into passes that fit]
+    #[arg(long, value_parser = at_least_one())]
+    pub per_device_train_batch_size: Option<usize>,
     /// Passes whose gradients are summed into one optimizer step [TRL: 1]
     #[arg(long, default_value_t = 1, value_parser = at_least_one())]
     pub gradient_accumulation_steps: usize,
@@ -144,12 +157,27 @@ pub struct OptimizerArgs {
     /// The gradient's global norm is scaled down to this; 0 turns clipping off [HF: 1.0]
     #[arg(long, default_value_t = 1.0, value_parser = not_negative)]
     pub max_grad_norm: f64,
+    /// What is computed again in the backward pass, to save memory; the results are the same to the bit
+    #[arg(long, default_value = "none", value_enum)]
+    pub recompute: Recompute,
+    /// Rows in one pass where the memory plan has chosen them; they cut an optimizer step and do not change it.
+    #[arg(skip)]
+    pub micro_batch: Option<usize>,
 }
+
+/// TRL's rows in one pass.
+pub(crate) const ROWS_PER_PASS: usize = 8;
 
 impl OptimizerArgs {
     /// Rows of one optimizer step.
     pub(crate) fn rows_per_step(&self) -> usize {
-        self.per_device_train_batch_size.saturating_mul(self.gradient_accumulation_steps)
+        let rows = self.per_device_train_batch_size.unwrap_or(ROWS_PER_PASS);
+        rows.saturating_mul(self.gradient_accumulation_steps)
+    }
+
+    /// Rows of one forward and backward pass.
+    pub(crate) fn rows_per_pass(&self) -> usize {
+        self.micro_batch.or(self.per_device_train_batch_size).unwrap_or(ROWS_PER_PASS)
     }
 }
 
@@ -330,6 +358,11 @@ pub struct RolloutArgs {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     #[arg(default_value_t = false, action = clap::ArgAction::Set)]
     pub whiten_rewards: bool,
+    /// Multiply without a GPU's library in forward passes, so that the rollout's log-probabilities are the trainer's to
+    /// the bit, as they are on the CPU and without cuBLASLt anyhow (off: they differ by rounding)
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(default_value_t = false, action = clap::ArgAction::Set)]
+    pub exact_logprobs: bool,
 }
 
 /// The update of policy and value model.
@@ -455,6 +488,18 @@ mod tests {
         assert_eq!(defaults::<RewardConfig>().unwrap().learning_rate, 1e-4);
         let ppo = defaults::<PpoConfig>().unwrap();
         assert_eq!((ppo.loss.learning_rate, ppo.rollout.kl_coef, ppo.batch_size()), (3e-6, 0.05, 8));
+    }
+
+    #[test]
+    fn a_micro_batch_cuts_a_step_and_does_not_change_it() {
+        let of = |given, micro_batch| {
+            let defaults = defaults::<SftConfig>().unwrap().optimizer;
+            let accumulated = OptimizerArgs { gradient_accumulation_steps: 2, ..defaults };
+            let args = OptimizerArgs { per_device_train_batch_size: given, micro_batch, ..accumulated };
+            [args.rows_per_step(), args.rows_per_pass()]
+        };
+        assert_eq!([of(None, None), of(Some(6), None)], [[16, 8], [12, 6]]);
+        assert_eq!([of(None, Some(3)), of(Some(6), Some(3))], [[16, 3], [12, 3]]);
     }
 
     #[test]

@@ -42,7 +42,12 @@ fn key(seed: u64) -> [u32; 2] {
 
 /// The one uniform in [0, 1) that decides the token of `row` at `position` in `step`, with 24 bits.
 pub(crate) fn uniform(seed: u64, stage: Stage, step: u32, row: u32, position: u32) -> f32 {
-    let word = philox([position, row, step, (stage as u32) << 24], key(seed))[0];
+    uniform_of(seed, stage as u32, step, row, position)
+}
+
+/// The same with the stage's number.
+pub(crate) fn uniform_of(seed: u64, stage: u32, step: u32, row: u32, position: u32) -> f32 {
+    let word = philox([position, row, step, stage << 24], key(seed))[0];
     (word >> 8) as f32 / (1u32 << 24) as f32
 }
 

@@ -93,6 +93,13 @@ impl Drop for Storage {
     }
 }
 
+fn check_len(shape: &[usize], len: usize) -> Result<()> {
+    if shape.iter().product::<usize>() == len {
+        return Ok(());
+    }
+    Err(Error::shape(format!("{len} elements do not fill shape {shape:?}")))
+}
+
 /// A view of shared elements: shape in elements, row-major and contiguous.
 #[derive(Debug, Clone)]
 pub(crate) struct Tensor {
@@ -139,12 +146,19 @@ impl<T: Element> std::ops::DerefMut for Write<'_, T> {
 impl Tensor {
     /// A tensor of `shape` that holds `vec`. The lengths must agree.
     pub(crate) fn new<T: Element>(device: &Device, shape: &[usize], vec: Vec<T>) -> Result<Self> {
-        if shape.iter().product::<usize>() != vec.len() {
-            return Err(Error::shape(format!("{} elements do not fill shape {shape:?}", vec.len())));
-        }
+        check_len(shape, vec.len())?;
         let Device::Gpu(gpu) = device else { return Ok(Self::of(Storage::on_host(vec), shape)) };
         let host = if T::DTYPE == DType::I32 { T::data(vec.clone()) } else { Data::I32(Vec::new()) };
         let tensor = Self::of(Storage::on_gpu(gpu, T::DTYPE, vec.len(), host)?, shape);
+        gpu.driver().upload(tensor.place(gpu)?.0, bytemuck::cast_slice(&vec))?;
+        Ok(tensor)
+    }
+
+    /// Integers that operations will change: on a GPU the host keeps no copy of them.
+    pub(crate) fn changing(device: &Device, shape: &[usize], vec: Vec<i32>) -> Result<Self> {
+        let Device::Gpu(gpu) = device else { return Self::new(device, shape, vec) };
+        let tensor = Self::empty(device, DType::I32, shape)?;
+        check_len(shape, vec.len())?;
         gpu.driver().upload(tensor.place(gpu)?.0, bytemuck::cast_slice(&vec))?;
         Ok(tensor)
     }

@@ -258,7 +258,7 @@ fn pairs_with_an_implicit_prompt_and_with_margins() {
 }
 
 /// The diagnostics that the design promises of every step, and what tells one step from another.
-const PPO_KEYS: [&str; 32] = [
+const PPO_KEYS: [&str; 33] = [
     "episode",
     "logp_diff/max",
     "logp_diff/mean",
@@ -282,6 +282,7 @@ const PPO_KEYS: [&str; 32] = [
     "response/length_max",
     "response/length_mean",
     "response/length_min",
+    "response/slot_use",
     "stage",
     "step",
     "val/clipfrac_avg",

@@ -50,6 +50,7 @@ const SHARED: &[Knob] = &[
     ("weight-decay", Weights, "", "--weight-decay 0.5"),
     ("max-grad-norm", Weights, "", "--max-grad-norm 0.1"),
     ("learning-rate", Weights, "", "--learning-rate 2e-2"),
+    ("recompute", Nothing("it is about memory, whose peaks train/recompute.rs compares"), "", "--recompute full"),
 ];
 
 /// Options of the stages that learn from rows.
@@ -97,6 +98,7 @@ const PPO: &[Knob] = &[
     ("gamma", Weights, "", "--gamma 0.5"),
     ("lam", Weights, "", "--lam 0.5"),
     ("whiten-rewards", Weights, "", "--whiten-rewards"),
+    ("exact-logprobs", Nothing("only a GPU's library sums in other orders"), "", "--exact-logprobs"),
     ("value-learning-rate", Weights, "", "--value-learning-rate 1e-3"),
     ("num-ppo-epochs", Weights, "", "--num-ppo-epochs 1"),
     ("num-mini-batches", Weights, "", "--num-mini-batches 1"),

@@ -1,4 +1,5 @@
-"""Times one step of each stage here and in a plain PyTorch eager loop, in turn, in one run, and prints the ratio.
+"""Times one step of each stage here and in a plain PyTorch eager loop, and generation here and in transformers, on the
+CPU, in turn, in one run, and prints the ratio.
 
     python benches/peers/compare.py --torch VENV/bin/python [--rounds 3] [--only gpt2/sft]
 
@@ -13,8 +14,9 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-MODELS, TASKS = ("gpt2", "llama"), ("sft", "reward", "ppo")
-UNITS = {"sft": ("tokens/s", 8 * 128), "reward": ("pairs/s", 8), "ppo": ("episodes/s", 32)}
+MODELS, TASKS = ("gpt2", "llama"), ("sft", "reward", "generate", "ppo")
+UNITS = {"sft": ("tokens/s", 8 * 128), "reward": ("pairs/s", 8), "generate": ("tokens/s", 32 * 64),
+         "ppo": ("episodes/s", 32)}
 
 
 def ours(model, task, target):
@@ -41,7 +43,7 @@ def main():
     metadata = subprocess.run(["cargo", "metadata", "--no-deps", "--format-version", "1"], cwd=ROOT, check=True,
                               capture_output=True, text=True)
     target = pathlib.Path(json.loads(metadata.stdout)["target_directory"])
-    print("| step | unit | rlhf | PyTorch eager | ratio (each round) |\n|---|---|---|---|---|")
+    print("| step | unit | rlhf | PyTorch | ratio (each round) |\n|---|---|---|---|---|")
     for model in MODELS:
         for task in TASKS:
             if options.only and options.only != f"{model}/{task}":
@@ -49,7 +51,8 @@ def main():
             rounds = [(ours(model, task, target), theirs(options.torch, model, task)) for _ in range(options.rounds)]
             mine, other = (statistics.median(side) for side in zip(*rounds))
             ratios = " ".join(f"{a / b:.2f}" for a, b in rounds)
-            print(f"| {model} {task} | {UNITS[task][0]} | {mine:.1f} | {other:.1f} | {mine / other:.2f} ({ratios}) |", flush=True)
+            cells = (f"{model} {task}", UNITS[task][0], f"{mine:.1f}", f"{other:.1f}", f"{mine / other:.2f} ({ratios})")
+            print("| " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

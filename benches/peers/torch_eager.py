@@ -1,11 +1,12 @@
-"""Speed of a plain PyTorch eager loop (float32, CPU) on the work that benches/ times for this crate.
+"""Speed of a plain PyTorch eager loop, and of transformers' generate (float32, CPU), on the work of benches/step.rs.
 
     python torch_eager.py --model gpt2 --task sft --seconds 10 --threads 2
     python torch_eager.py --all
 
 Prints one JSON line per measurement: `rate` is per second of wall time, `cpu_rate` per second of the process's
 own CPU time, which says more on a busy machine (with one thread; idle threads of several burn CPU while they wait).
-Models have random weights and data are random ids, all of full length.
+Models have random weights and data are random ids, all of full length, but for `generate`, whose prompts are of mixed
+lengths and padded on the left, as transformers needs it.
 Needs torch and transformers only; no trainer, no compilation, no reduced precision.
 """
 
@@ -19,7 +20,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, GPT2Config, LlamaConfig
+from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, GPT2Config, LlamaConfig
 
 VOCAB = 512
 BATCH, PAIRS, LENGTH = 8, 8, 128  # SFT rows, reward pairs, tokens in each
@@ -30,7 +31,8 @@ KL_COEF, GAMMA, LAM = 0.05, 1.0, 0.95
 CLIP, CLIP_VALUE, VF_COEF = 0.2, 0.2, 0.1
 MAX_NORM = 1.0
 WARMUP_STEPS, MIN_STEPS = 3, 3
-UNITS = {"sft": "tokens/s", "reward": "pairs/s", "ppo": "episodes/s"}
+UNITS = {"sft": "tokens/s", "reward": "pairs/s", "generate": "tokens/s", "ppo": "episodes/s"}
+PAD = 1
 
 
 def config_of(model):
@@ -103,6 +105,27 @@ def make_reward(config, kind):
     return step
 
 
+def make_generate(config, _):
+    """transformers' own loop, with its cache; no token ends a row."""
+    model = AutoModelForCausalLM.from_config(config).eval()
+    model.generation_config.eos_token_id = None
+    options = GenerationConfig(
+        do_sample=True, temperature=1.0, top_k=0, top_p=1.0, use_cache=True, pad_token_id=PAD, eos_token_id=None,
+        min_new_tokens=RESPONSE, max_new_tokens=RESPONSE,
+    )
+    lengths = torch.tensor([PROMPT // 2 + row * PROMPT // EPISODES for row in range(EPISODES)])
+    longest = int(lengths.max())
+    mask = (torch.arange(longest) >= longest - lengths[:, None]).long()
+
+    def step():
+        ids = torch.where(mask == 1, torch.randint(2, VOCAB, mask.shape), PAD)
+        answers = model.generate(ids, attention_mask=mask, generation_config=options)[:, longest:]
+        assert answers.shape == (EPISODES, RESPONSE), "a row ended early"
+        return answers.numel()
+
+    return step
+
+
 def response_logprobs(model, ids):
     """Log-probabilities of the response; logits exist only at the positions that predict it."""
     positions = torch.arange(PROMPT - 1, PROMPT + RESPONSE - 1)
@@ -126,19 +149,26 @@ def generate(policy, prompts):
     return torch.cat([prompts] + tokens, dim=1), torch.cat(chosen, dim=1)
 
 
-@torch.no_grad()
-def advantages_of(rewards, values):
-    """Generalised advantage estimation, then whitening; returns are taken before it."""
-    last = torch.zeros(EPISODES)
-    columns = []
-    for t in reversed(range(RESPONSE)):
-        following = values[:, t + 1] if t + 1 < RESPONSE else 0.0
+def gae(rewards, values):
+    """Generalised advantage estimation, one step of time after the other."""
+    last = torch.zeros_like(rewards[:, 0])
+    columns, length = [], rewards.shape[1]
+    for t in reversed(range(length)):
+        following = values[:, t + 1] if t + 1 < length else 0.0
         last = rewards[:, t] + GAMMA * following - values[:, t] + GAMMA * LAM * last
         columns.append(last)
-    advantages = torch.stack(columns[::-1], dim=1)
-    returns = advantages + values
-    whitened = (advantages - advantages.mean()) * torch.rsqrt(advantages.var() + 1e-8)
-    return whitened, returns
+    return torch.stack(columns[::-1], dim=1)
+
+
+def whitened(x):
+    return (x - x.mean()) * torch.rsqrt(x.var() + 1e-8)
+
+
+@torch.no_grad()
+def advantages_of(rewards, values):
+    """Advantages, whitened, and returns, which are taken before that."""
+    advantages = gae(rewards, values)
+    return whitened(advantages), advantages + values
 
 
 def ppo_losses(logprobs, old_logprobs, advantages, values, old_values, returns):
@@ -180,7 +210,8 @@ def make_ppo(config, kind):
 
 def measure(model, task, seconds, kind):
     torch.manual_seed(0)
-    step = {"sft": make_sft, "reward": make_reward, "ppo": make_ppo}[task](config_of(model), kind)
+    make = {"sft": make_sft, "reward": make_reward, "generate": make_generate, "ppo": make_ppo}[task]
+    step = make(config_of(model), kind)
     for _ in range(WARMUP_STEPS):
         step()
     rates, cpu_rates = [], []
@@ -195,7 +226,8 @@ def measure(model, task, seconds, kind):
 
 def report(model, task, arguments):
     rate, cpu_rate, steps = measure(model, task, arguments.seconds, arguments.optimizer)
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    versions["python"] = platform.python_version()
     line = {"side": "torch", "model": model, "task": task, "unit": UNITS[task], "rate": round(rate, 2), "steps": steps}
     line["cpu_rate"] = round(cpu_rate, 2)
     line |= {"threads": torch.get_num_threads(), "optimizer": arguments.optimizer, "versions": versions}

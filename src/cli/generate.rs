@@ -87,9 +87,10 @@ pub(super) fn run(args: &GenerateArgs) -> Result<()> {
                 stage: Stage::Generate,
                 step: 0,
                 first_row: (batch * BATCH) as u32,
+                slots: None,
             };
             let queries: Vec<&[i32]> = prompts.iter().map(|p| &p.ids[..]).collect();
-            let responses = loaded.model.generate(&weights, &queries, &generation)?;
+            let responses = loaded.model.generate(&weights, &queries, &generation)?.responses;
             for (i, (prompt, response)) in prompts.iter().zip(responses).enumerate() {
                 let row = json!({
                     "index": batch * BATCH + i,

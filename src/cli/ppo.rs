@@ -26,6 +26,7 @@ pub(super) fn run(config: &PpoConfig, settings: &Settings) -> Result<PathBuf> {
     let reward_dir = required(config.models.reward_model_path.as_ref(), "reward-model-path")?;
     let dataset = dataset(&config.run, None)?;
     let mut session = Session::open(&config.run, settings)?;
+    session.device = session.device.exact(config.rollout.exact_logprobs);
     let loaded = session.load("sft_model", policy_dir)?;
     let mut reward = session.load("reward_model", reward_dir)?;
     check_heads([&loaded, &reward].map(|l| l.model.config().head), [policy_dir, reward_dir])?;
@@ -46,16 +47,23 @@ pub(super) fn run(config: &PpoConfig, settings: &Settings) -> Result<PathBuf> {
         config.batch_size(),
         config.loss.num_ppo_epochs * config.loss.num_mini_batches
     ));
+    let mut config = config.clone();
+    let models = [loaded.model.config(), reward.model.config()];
+    let job = train::plan::Ppo::new(models, &prompts, &config);
+    session.plan(&job, &mut config.optimizer)?;
     let Some(mut journal) = session.begin()? else { return Ok(session.output) };
     let value_model = reward.model.duplicate()?;
+    // It is trained no more.
+    reward.model.params.drop_masters();
     if let Some([_, std]) = normalize {
         value_model.scale_head(1.0 / std)?;
     }
     let start = Start { policy: loaded.model, value_model, reward: &mut reward.model, stop: &stop, normalize };
     let finish = {
         let mut save = session.saver(Stage::Ppo);
-        train::ppo::train(start, &prompts, config, &mut journal, &mut save)?
+        train::ppo::train(start, &prompts, &config, &mut journal, &mut save)?
     };
+    session.compare_memory()?;
     session.save("value_model", Stage::Ppo, &finish.value_model)?;
     let dir = session.save("", Stage::Ppo, &finish.policy)?;
     session.say(&format!("the policy is in {}", dir.display()));

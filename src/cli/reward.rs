@@ -37,19 +37,28 @@ pub(super) fn run(config: &RewardConfig, settings: &Settings) -> Result<PathBuf>
         Some(path) => read(&mut session, "eval_dataset", path)?,
         None => Vec::new(),
     };
+    let mut config = config.clone();
+    let job = train::plan::Preferences::new(loaded.model.config(), &data, &eval, &config);
+    session.plan(&job, &mut config.optimizer)?;
     let Some(mut journal) = session.begin()? else { return Ok(session.output) };
-    let model = match loaded.model.config().head {
-        Head::Score => loaded.model,
-        Head::Language => loaded.model.value_model(config.run.seed)?,
-    };
+    let model = with_score_head(loaded.model, config.run.seed)?;
     let model = {
         let mut save = session.saver(Stage::Reward);
-        train::reward::train(model, &data, &eval, config, &mut journal, &mut save)?
+        train::reward::train(model, &data, &eval, &config, &mut journal, &mut save)?
     };
+    session.compare_memory()?;
     let dir = session.save("", Stage::Reward, &model)?;
     write_statistics(&dir, &model, &data)?;
     session.say(&format!("the reward model is in {}", dir.display()));
     Ok(dir)
+}
+
+/// The model, or one of its body under a fresh scalar head: then the device's memory has its own parameters no more.
+fn with_score_head(model: Model, seed: u64) -> Result<Model> {
+    match model.config().head {
+        Head::Score => Ok(model),
+        Head::Language => model.value_model(seed),
+    }
 }
 
 /// Reference completions that the statistics are taken over, at most.

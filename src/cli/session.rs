@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use super::settings::Settings;
-use crate::config::{ComputeDType, EvalArgs, RunArgs};
+use crate::config::{ComputeDType, EvalArgs, OptimizerArgs, ROWS_PER_PASS, RunArgs};
 use crate::data::encode::Encoded;
 use crate::data::ledger::Ledger;
 use crate::data::records::{Row, read_rows};
@@ -19,6 +19,7 @@ use crate::model::Model;
 use crate::model::card::{Card, Stage};
 use crate::model::config::model_file;
 use crate::train::metrics::{Journal, tell};
+use crate::train::plan;
 
 /// A run in its output directory.
 pub(super) struct Session {
@@ -30,12 +31,17 @@ pub(super) struct Session {
     dry_run: bool,
     data: Vec<String>,
     lock: Option<DirLock>,
+    /// Bytes of the GPU's memory that could be planned with before the run took any.
+    usable: usize,
+    /// Bytes that the plan has at its peak.
+    planned: Option<usize>,
 }
 
 impl Session {
     /// Checks device, floats and output directory, takes the directory's lock, and prints the settings.
     pub(super) fn open(run: &RunArgs, settings: &Settings) -> Result<Self> {
         let device = compute_device(run)?;
+        let usable = device.memory_to_plan()?;
         let output = required(run.output_dir.as_ref(), "output-dir")?.clone();
         let lock = if run.dry_run {
             refuse_existing(&output)?;
@@ -52,6 +58,8 @@ impl Session {
             dry_run: run.dry_run,
             data: Vec::new(),
             lock,
+            usable,
+            planned: None,
         };
         session.say(&format!("rlhf {} {}, on {}", env!("CARGO_PKG_VERSION"), settings.stage, session.device.name()));
         session.say(&settings.describe());
@@ -108,6 +116,36 @@ impl Session {
 
     fn keep(&mut self, role: &str, ledger: &Ledger) {
         self.facts.insert(role.to_owned(), serde_json::to_value(ledger).unwrap_or_default());
+    }
+
+    /// Plans the memory of a GPU and sets the rows of a pass; says so, and keeps it for `run.json`. On the CPU nothing
+    /// is planned.
+    ///
+    /// # Errors
+    /// A run that does not fit.
+    pub(super) fn plan(&mut self, job: &impl plan::Job, optimizer: &mut OptimizerArgs) -> Result<()> {
+        if let Some(plan) = plan::make(job, &self.device, self.usable)? {
+            self.say(&plan.summary(self.usable));
+            if self.dry_run {
+                self.say(&plan.table());
+            }
+            self.facts.insert("memory".into(), plan.to_json());
+            self.planned = Some(plan.peak());
+            optimizer.micro_batch = Some(plan.micro_batch);
+        }
+        self.settings.complete("per-device-train-batch-size", ROWS_PER_PASS);
+        self.facts.insert("rows_per_pass".into(), json!(optimizer.rows_per_pass()));
+        self.facts.insert("rows_per_step".into(), json!(optimizer.rows_per_step()));
+        Ok(())
+    }
+
+    /// After a run: what it took of the GPU's memory, beside what was planned.
+    pub(super) fn compare_memory(&self) -> Result<()> {
+        if let Some(planned) = self.planned {
+            let [peak, planned] = [self.device.take_memory_peak()?, planned].map(plan::text);
+            self.say(&format!("memory: {peak} at the peak, {planned} were planned"));
+        }
+        Ok(())
     }
 
     /// Opens the metrics, unless this is a dry run: then there is nothing more to do.

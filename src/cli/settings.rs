@@ -146,6 +146,13 @@ impl Settings {
         lines.join("\n")
     }
 
+    /// Adds the default of an option that has none on the command line.
+    pub(super) fn complete(&mut self, name: &str, value: usize) {
+        if self.list.iter().all(|s| s.name != name) {
+            self.list.push(Setting { name: name.to_owned(), value: value.to_string(), origin: "default" });
+        }
+    }
+
     /// The same as JSON: name to value and origin.
     pub(super) fn to_json(&self) -> serde_json::Value {
         let entry = |s: &Setting| (s.name.clone(), serde_json::json!({ "value": s.value, "origin": s.origin }));

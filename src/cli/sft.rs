@@ -39,11 +39,15 @@ pub(super) fn run(config: &SftConfig, settings: &Settings) -> Result<PathBuf> {
     };
     let lengths: Vec<usize> = data.iter().map(|e| e.ids.len()).collect();
     let groups = if config.packing { pack(&lengths, max_length)? } else { (0..data.len()).map(|i| vec![i]).collect() };
+    let mut config = config.clone();
+    let job = train::plan::Sft::new(loaded.model.config(), &data, &groups, &eval, &config);
+    session.plan(&job, &mut config.optimizer)?;
     let Some(mut journal) = session.begin()? else { return Ok(session.output) };
     let model = {
         let mut save = session.saver(Stage::Sft);
-        train::sft::train(loaded.model, &data, &groups, &eval, config, &mut journal, &mut save)?
+        train::sft::train(loaded.model, &data, &groups, &eval, &config, &mut journal, &mut save)?
     };
+    session.compare_memory()?;
     let dir = session.save("", Stage::Sft, &model)?;
     session.say(&format!("the model is in {}", dir.display()));
     Ok(dir)

@@ -32,10 +32,10 @@ impl Heads {
     }
 
     /// Where key head `h` and value head `h` start in a row of `qkv`.
-    fn key(self, h: usize) -> usize {
+    pub(super) fn key(self, h: usize) -> usize {
         (self.heads + h) * self.size
     }
-    fn value(self, h: usize) -> usize {
+    pub(super) fn value(self, h: usize) -> usize {
         (self.heads + self.kv_heads + h) * self.size
     }
 }
@@ -296,26 +296,6 @@ pub(crate) struct Cached<'a> {
     pub(crate) slots: &'a [usize],
     pub(crate) lengths: &'a [usize],
     pub(crate) capacity: usize,
-}
-
-/// Writes the batch's keys and values behind what is cached: keys [slots, NKV, HD, capacity], values
-/// [slots, NKV, capacity, padded HD].
-pub(crate) fn append<T: Real>(keys: &mut [T], values: &mut [T], qkv: &[T], cached: Cached<'_>, heads: Heads) {
-    let (size, wide, capacity) = (heads.size, padded(heads.size), cached.capacity);
-    for (b, rows) in cached.sequences.windows(2).enumerate() {
-        for n in rows[0]..rows[1] {
-            let row = &qkv[n * heads.row()..][..heads.row()];
-            let position = cached.lengths[b] + n - rows[0];
-            for h in 0..heads.kv_heads {
-                let slot = cached.slots[b] * heads.kv_heads + h;
-                for (i, k) in row[heads.key(h)..][..size].iter().enumerate() {
-                    keys[(slot * size + i) * capacity + position] = *k;
-                }
-                let value = &row[heads.value(h)..][..size];
-                values[(slot * capacity + position) * wide..][..size].copy_from_slice(value);
-            }
-        }
-    }
 }
 
 /// out [N, heads HD] from packed qkv [N, row] against a cache that [`append`] has filled with these rows.
@@ -595,7 +575,7 @@ mod tests {
             for (first, count) in [(0, 5), (5, 1), (6, 3)] {
                 let rows = &qkv[first * heads.row()..(first + count) * heads.row()];
                 let cached = Cached { sequences: &[0, count], slots: &[1], lengths: &[first], capacity };
-                append(&mut keys, &mut values, rows, cached, heads);
+                crate::cpu::append::append(&mut keys, &mut values, rows, cached, heads);
                 let mut out = vec![0f32; count * width];
                 forward_cached(&mut out, rows, [&keys, &values], cached, heads);
                 assert_eq!(out, all[first * width..(first + count) * width], "{heads:?} from {first}");

@@ -1,4 +1,4 @@
-//! Sums of equal shapes: the residual stream.
+//! Sums of equal shapes (the residual stream) and of rows.
 
 use super::math::Real;
 use super::parallel;
@@ -32,4 +32,12 @@ pub(crate) fn add_assign<T: Real>(out: &mut [T], inp: &[T]) {
             }
         },
     );
+}
+
+/// out [R]: the sum of each row of inp [R, n], rounded once.
+pub(crate) fn row_sums<T: Real>(out: &mut [T], inp: &[T]) {
+    let n = inp.len() / out.len().max(1);
+    for (r, o) in out.iter_mut().enumerate() {
+        *o = T::of(inp[r * n..][..n].iter().map(|x| x.to_f64()).sum());
+    }
 }

@@ -6,6 +6,8 @@
 //! that results do not depend on the number of threads.
 
 pub(crate) mod adamw;
+pub(crate) mod advance;
+pub(crate) mod append;
 pub(crate) mod attention;
 pub(crate) mod column_sum;
 pub(crate) mod elementwise;

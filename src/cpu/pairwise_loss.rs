@@ -26,9 +26,9 @@ pub(crate) fn forward<T: Real>(statistics: &mut [T], scores: &[T], margin: &[T],
     );
 }
 
-/// dscores [2 P] of `scale` times the summed loss, times `dloss`.
-pub(crate) fn backward<T: Real>(dscores: &mut [T], scores: &[T], margin: &[T], centering: f64, scale: f64, dloss: T) {
-    let factor = dloss * T::of(scale);
+/// dscores [2 P] of `scale` times the summed loss.
+pub(crate) fn backward<T: Real>(dscores: &mut [T], scores: &[T], margin: &[T], centering: f64, scale: f64) {
+    let factor = T::of(scale);
     parallel::rows(
         dscores,
         2,

@@ -30,6 +30,16 @@ pub(crate) fn rows<T: Real>(out: &mut [T], width: usize, work: impl Fn(usize, &m
     }
 }
 
+/// Items in a group at least.
+const GROUP: usize = 8;
+
+/// Calls `work(first_item, items)` for groups of neighbouring items, one a core, and returns the results in order: for
+/// work in many small steps, of which each would be too short to be shared. A result must not depend on its group.
+pub(crate) fn groups<I: Sync, R: Send>(items: &[I], work: impl Fn(usize, &[I]) -> R + Sync) -> Vec<R> {
+    let size = items.len().div_ceil(rayon::current_num_threads()).max(GROUP);
+    items.par_chunks(size).enumerate().map(|(i, group)| work(i * size, group)).collect()
+}
+
 /// The same over two outputs whose rows are `widths` wide.
 pub(crate) fn rows2<T: Real>(
     a: &mut [T],

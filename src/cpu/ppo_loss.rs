@@ -29,27 +29,34 @@ pub(crate) struct Inputs<'a, T> {
 }
 
 /// The sums over tokens that the loss hands back, in this order: policy loss, value loss, 1/2 (new - old)^2, clipped
-/// policy terms, clipped value terms, ratio, ratio^2. Not divided by anything.
-pub(crate) const STATISTICS: usize = 7;
+/// policy terms, clipped value terms, ratio, ratio^2, |new - old|; and the largest of the last. Divided by nothing.
+pub(crate) const STATISTICS: usize = 9;
 
 /// The statistics [STATISTICS] of these tokens. The loss is scale (policy sum + vf_coef value sum).
 pub(crate) fn forward<T: Real>(statistics: &mut [T], inputs: &Inputs<'_, T>, c: &Coefficients) {
+    let (sums, largest) = statistics.split_at_mut(STATISTICS - 1);
+    let apart = |n: usize| {
+        let delta = inputs.logprobs[n] - inputs.old_logprobs[n];
+        delta.max_nan(-delta)
+    };
+    largest[0] = (0..inputs.logprobs.len()).fold(T::ZERO, |largest, n| largest.max_nan(apart(n)));
     parallel::sum_rows(
-        statistics,
+        sums,
         inputs.logprobs.len(),
         #[inline(always)]
         |rows, sum| {
             for n in rows {
-                let token = Token::new(inputs, n, c);
+                let (policy, value) = terms(inputs, n, c);
                 let delta = inputs.logprobs[n] - inputs.old_logprobs[n];
                 let terms = [
-                    token.policy_loss,
-                    token.value_loss,
+                    policy.loss,
+                    value.loss,
                     T::of(0.5) * delta * delta,
-                    if token.policy_clipped { T::ONE } else { T::ZERO },
-                    if token.value_clipped { T::ONE } else { T::ZERO },
-                    token.ratio,
-                    token.ratio * token.ratio,
+                    if policy.clipped { T::ONE } else { T::ZERO },
+                    if value.clipped { T::ONE } else { T::ZERO },
+                    policy.ratio,
+                    policy.ratio * policy.ratio,
+                    delta.max_nan(-delta),
                 ];
                 for (s, t) in sum.iter_mut().zip(terms) {
                     *s += t;
@@ -59,15 +66,9 @@ pub(crate) fn forward<T: Real>(statistics: &mut [T], inputs: &Inputs<'_, T>, c: 
     );
 }
 
-/// dlogprobs and dvalues of the loss, times `dloss`.
-pub(crate) fn backward<T: Real>(
-    dlogprobs: &mut [T],
-    dvalues: &mut [T],
-    inputs: &Inputs<'_, T>,
-    c: &Coefficients,
-    dloss: T,
-) {
-    let (policy, value) = (dloss * T::of(c.scale), dloss * T::of(c.scale * c.vf_coef));
+/// dlogprobs and dvalues of the loss.
+pub(crate) fn backward<T: Real>(dlogprobs: &mut [T], dvalues: &mut [T], inputs: &Inputs<'_, T>, c: &Coefficients) {
+    let (policy, value) = (T::of(c.scale), T::of(c.scale * c.vf_coef));
     parallel::rows2(
         dlogprobs,
         dvalues,
@@ -75,60 +76,66 @@ pub(crate) fn backward<T: Real>(
         #[inline(always)]
         |first, dlogprobs, dvalues| {
             for ((dl, dv), n) in dlogprobs.iter_mut().zip(dvalues).zip(first..) {
-                let token = Token::new(inputs, n, c);
-                *dl = token.dlogprob * policy;
-                *dv = token.dvalue * value;
+                let (policy_term, value_term) = terms(inputs, n, c);
+                *dl = policy_term.dlogprob * policy;
+                *dv = value_term.dvalue * value;
             }
         },
     );
 }
 
-/// One token's losses and their slopes.
-struct Token<T> {
-    ratio: T,
-    policy_loss: T,
-    policy_clipped: bool,
-    dlogprob: T,
-    value_loss: T,
-    value_clipped: bool,
-    dvalue: T,
+/// One token's policy loss and its slope.
+pub(crate) struct PolicyTerm<T> {
+    pub(crate) ratio: T,
+    pub(crate) loss: T,
+    pub(crate) dlogprob: T,
+    pub(crate) clipped: bool,
 }
 
-impl<T: Real> Token<T> {
+impl<T: Real> PolicyTerm<T> {
     #[inline(always)]
-    fn new(inputs: &Inputs<'_, T>, n: usize, c: &Coefficients) -> Self {
-        let delta = inputs.logprobs[n] - inputs.old_logprobs[n];
+    pub(crate) fn new(logprob: T, old_logprob: T, advantage: T, c: &Coefficients) -> Self {
+        let delta = logprob - old_logprob;
         let limit = T::of(20.0);
         let ratio = delta.clamp_nan(-limit, limit).exp();
-        let advantage = inputs.advantages[n];
-        let clipped = ratio.clamp_nan(T::of(1.0 - c.cliprange_low), T::of(1.0 + c.cliprange_high));
-        let (plain, limited) = (-advantage * ratio, -advantage * clipped);
-        let mut policy_loss = plain.max_nan(limited);
-        let policy_clipped = limited > plain;
+        let limited = ratio.clamp_nan(T::of(1.0 - c.cliprange_low), T::of(1.0 + c.cliprange_high));
+        let (plain, limited) = (-advantage * ratio, -advantage * limited);
+        let clipped = limited > plain;
         // A saturated log-ratio does not move with the logprob; neither does a clipped ratio.
         let moves = delta > -limit && delta < limit || delta.is_nan();
-        let mut dlogprob = if policy_clipped || !moves { T::ZERO } else { plain };
-        if let Some(dual) = c.dual_clip
-            && advantage < T::ZERO
-            && policy_loss > -advantage * T::of(dual)
-        {
-            policy_loss = -advantage * T::of(dual);
-            dlogprob = T::ZERO;
-        }
-        let (value, old, target) = (inputs.values[n], inputs.old_values[n], inputs.returns[n]);
-        let range = T::of(c.cliprange_value);
-        let near = value.clamp_nan(old - range, old + range);
-        let (far_error, near_error) = ((value - target) * (value - target), (near - target) * (near - target));
-        let value_clipped = near_error > far_error;
-        Self {
-            ratio,
-            policy_loss,
-            policy_clipped,
-            dlogprob,
-            value_loss: T::of(0.5) * far_error.max_nan(near_error),
-            value_clipped,
-            // Where the clipped error is the larger, the value is outside its range and does not move it.
-            dvalue: if value_clipped { T::ZERO } else { value - target },
+        let dlogprob = if clipped || !moves { T::ZERO } else { plain };
+        let term = Self { ratio, loss: plain.max_nan(limited), dlogprob, clipped };
+        match c.dual_clip.map(|dual| -advantage * T::of(dual)) {
+            Some(bound) if advantage < T::ZERO && term.loss > bound => Self { loss: bound, dlogprob: T::ZERO, ..term },
+            _ => term,
         }
     }
+}
+
+/// One token's value loss and its slope.
+struct ValueTerm<T> {
+    loss: T,
+    dvalue: T,
+    clipped: bool,
+}
+
+impl<T: Real> ValueTerm<T> {
+    #[inline(always)]
+    fn new(value: T, old_value: T, target: T, range: T) -> Self {
+        let near = value.clamp_nan(old_value - range, old_value + range);
+        let (far_error, near_error) = ((value - target) * (value - target), (near - target) * (near - target));
+        let clipped = near_error > far_error;
+        // Where the clipped error is the larger, the value is outside its range and does not move it.
+        let dvalue = if clipped { T::ZERO } else { value - target };
+        Self { loss: T::of(0.5) * far_error.max_nan(near_error), dvalue, clipped }
+    }
+}
+
+/// Both terms of token n.
+#[inline(always)]
+fn terms<T: Real>(inputs: &Inputs<'_, T>, n: usize, c: &Coefficients) -> (PolicyTerm<T>, ValueTerm<T>) {
+    (
+        PolicyTerm::new(inputs.logprobs[n], inputs.old_logprobs[n], inputs.advantages[n], c),
+        ValueTerm::new(inputs.values[n], inputs.old_values[n], inputs.returns[n], T::of(c.cliprange_value)),
+    )
 }

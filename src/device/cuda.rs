@@ -6,25 +6,31 @@
 
 mod cublaslt;
 mod fault;
+mod graph;
 pub(crate) mod library;
 mod modules;
 pub(crate) mod probe;
+mod staging;
 
+use std::collections::HashMap;
 use std::ffi::c_void;
 use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use cudarc::driver::sys::{self, CUmemPool_attribute as PoolAttribute};
 
-use super::driver::{Address, Arg, Driver, Shape, Written};
+use super::driver::{Accounting, Address, Arg, Driver, Recording, Shape, Written, host_work};
 use super::gemm::Gemm;
 use super::kernel::{Entry, Source};
-use crate::error::{Code, Result};
+use crate::error::{Code, Error, Result};
 use cublaslt::CublasLt;
 use fault::check;
+use graph::Graph;
 use library::Found;
 use modules::Modules;
 use probe::Properties;
+use staging::Staging;
 
 /// The primary context of a GPU, the one that the CUDA libraries use too.
 struct Context {
@@ -86,6 +92,12 @@ impl Event {
         // SAFETY: both are alive and of the same context.
         check("recording an event", unsafe { sys::cuEventRecord(self.0, stream.0) })
     }
+
+    /// Waits until the stream has come to where it was recorded last.
+    fn wait(&self) -> Result<()> {
+        // SAFETY: the event is alive.
+        check("computing on the GPU", unsafe { sys::cuEventSynchronize(self.0) })
+    }
 }
 
 impl Drop for Event {
@@ -111,6 +123,10 @@ pub(crate) struct Cuda {
     modules: Mutex<Modules>,
     /// Looked for at the first product; none if it is not there or switched off.
     blas: OnceLock<Result<Option<Blas>>>,
+    graphs: Mutex<HashMap<Recording, Graph>>,
+    /// Whether the stream is being recorded: then an allocation or a copy would silently become part of the graph.
+    recording: AtomicBool,
+    staging: Mutex<Staging>,
     stream: Stream,
     context: Context,
 }
@@ -148,6 +164,9 @@ impl Cuda {
             pool,
             modules: Mutex::default(),
             blas: OnceLock::new(),
+            graphs: Mutex::default(),
+            recording: AtomicBool::new(false),
+            staging: Mutex::default(),
             stream,
             context,
         })
@@ -165,6 +184,10 @@ impl Cuda {
         let result = unsafe { sys::cuMemAllocAsync(&raw mut address, bytes, self.stream.0) };
         check("taking memory of the GPU", result)?;
         Ok(address)
+    }
+
+    fn not_recording(&self, what: &str) -> Result<()> {
+        if self.recording.load(Ordering::Relaxed) { Err(host_work(what)) } else { Ok(()) }
     }
 
     /// Gives what was freed back to the system, in the hope that the pieces make a whole.
@@ -239,6 +262,7 @@ impl Drop for Cuda {
     fn drop(&mut self) {
         // Errors have no reader here; after a fault of the GPU each of these calls fails.
         let _ = self.synchronize();
+        lock(&self.graphs).clear();
         if let Some(Ok(Some(Blas { lt, workspace }))) = self.blas.take() {
             drop(lt);
             self.free(workspace);
@@ -263,6 +287,7 @@ impl Driver for Cuda {
     }
 
     fn alloc(&self, bytes: usize) -> Result<Address> {
+        self.not_recording("memory is taken")?;
         make_current(&self.context)?;
         let bytes = bytes.max(1);
         self.alloc_once(bytes).or_else(|error| {
@@ -288,7 +313,11 @@ impl Driver for Cuda {
         if bytes.is_empty() {
             return Ok(());
         }
+        self.not_recording("an upload")?;
         make_current(&self.context)?;
+        if lock(&self.staging).upload(to, bytes, &self.stream)? {
+            return Ok(());
+        }
         // SAFETY: `bytes` can be read until the wait below is over; the driver checks the device's address.
         let result = unsafe { sys::cuMemcpyHtoDAsync_v2(to, bytes.as_ptr().cast(), bytes.len(), self.stream.0) };
         check("copying to the GPU", result)?;
@@ -299,6 +328,7 @@ impl Driver for Cuda {
         if out.is_empty() {
             return Ok(());
         }
+        self.not_recording("a download")?;
         make_current(&self.context)?;
         // SAFETY: `out` is ours alone until the wait below is over; the driver checks the device's address.
         let result = unsafe { sys::cuMemcpyDtoHAsync_v2(out.as_mut_ptr().cast(), from, out.len(), self.stream.0) };
@@ -349,6 +379,34 @@ impl Driver for Cuda {
         check("launching a kernel", result).map_err(|error| error.at(entry.name))
     }
 
+    fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Recording> {
+        make_current(&self.context)?;
+        self.not_recording("a recording")?;
+        self.recording.store(true, Ordering::Relaxed);
+        let graph = Graph::capture(&self.stream, work);
+        self.recording.store(false, Ordering::Relaxed);
+        let graph = graph?;
+        let mut graphs = lock(&self.graphs);
+        let number = graphs.keys().max().map_or(1, |last| last + 1);
+        graphs.insert(number, graph);
+        Ok(number)
+    }
+
+    fn replay(&self, recording: Recording) -> Result<()> {
+        make_current(&self.context)?;
+        match lock(&self.graphs).get(&recording) {
+            Some(graph) => graph.launch(&self.stream),
+            None => Err(Error::failure("graph-unknown", format!("there is no recording {recording}"))),
+        }
+    }
+
+    fn forget(&self, recording: Recording) {
+        // Launches of it that were queued still run: the driver keeps the graph until they have.
+        if make_current(&self.context).is_ok() {
+            lock(&self.graphs).remove(&recording);
+        }
+    }
+
     fn gemm(&self, gemm: &Gemm) -> Result<bool> {
         if gemm.m == 0 || gemm.n == 0 {
             return Ok(true);
@@ -396,6 +454,28 @@ impl Driver for Cuda {
         let reserved = self.pool_bytes(PoolAttribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?;
         let used = self.pool_bytes(PoolAttribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?;
         Ok([free + reserved.saturating_sub(used), total])
+    }
+
+    fn take_peak(&self) -> Result<usize> {
+        make_current(&self.context)?;
+        let attribute = PoolAttribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
+        // After a reset the mark may lie below what is in use until the next piece is taken.
+        let used = self.pool_bytes(PoolAttribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?;
+        let (peak, mut reset) = (self.pool_bytes(attribute)?.max(used), 0u64);
+        // SAFETY: the pool is alive, and this attribute is read as a 64-bit number, of which only 0 is taken.
+        let result = unsafe { sys::cuMemPoolSetAttribute(self.pool, attribute, (&raw mut reset).cast()) };
+        check("asking for the memory of the GPU", result)?;
+        Ok(peak)
+    }
+
+    /// The pool cuts its memory into pieces of 512 bytes. Beside them lie the kernels' texts, cuBLASLt's own, and gaps
+    /// that the pool cannot fill.
+    fn accounting(&self) -> Accounting {
+        let workspace = match library::find(Some(self.version)) {
+            Found::Library(_) => CublasLt::workspace_bytes(self.properties.capability),
+            Found::Off | Found::Missing(_) | Found::Refused(_) => 0,
+        };
+        Accounting { granule: 512, workspace, reserve: 0.05 }
     }
 }
 

@@ -5,7 +5,7 @@ use std::fmt;
 
 use super::gemm::Gemm;
 use super::kernel::Entry;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// An address in the device's memory.
 pub(crate) type Address = u64;
@@ -31,8 +31,28 @@ pub(crate) struct Shape {
     pub(crate) shared: u32,
 }
 
+/// How a driver's memory is counted.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Accounting {
+    /// Every piece of memory takes a multiple of these bytes.
+    pub(crate) granule: usize,
+    /// Bytes that the driver takes for a library that it works with.
+    pub(crate) workspace: usize,
+    /// The share of all memory that a plan leaves alone: for what the driver and its libraries take beside the pieces,
+    /// and for gaps between these.
+    pub(crate) reserve: f64,
+}
+
 /// Device memory that a launch promises to write in full: where it starts, and its bytes.
 pub(crate) type Written = (Address, u64);
+
+/// The number of something that was recorded.
+pub(crate) type Recording = u64;
+
+/// What a driver answers to a call that cannot be part of a recording.
+pub(super) fn host_work(what: &str) -> Error {
+    Error::failure("graph-host-work", format!("{what} in work that is recorded as a graph"))
+}
 
 /// A GPU. All calls are ordered: what a call reads is what earlier calls wrote.
 pub(crate) trait Driver: fmt::Debug + Send + Sync {
@@ -69,6 +89,16 @@ pub(crate) trait Driver: fmt::Debug + Send + Sync {
     /// Whether a row of a product has the same bits whatever other rows stand with it; a library does not promise it.
     fn is_row_invariant(&self) -> bool;
 
+    /// Keeps the launches, copies and fills that `work` queues, with their arguments, instead of doing them. An upload,
+    /// a download or an allocation in between is an error.
+    fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Recording>;
+
+    /// Queues what was recorded once more; an error if memory that it uses was freed.
+    fn replay(&self, recording: Recording) -> Result<()>;
+
+    /// Drops a recording.
+    fn forget(&self, recording: Recording);
+
     /// Waits for all that was queued.
     fn synchronize(&self) -> Result<()>;
 
@@ -77,4 +107,10 @@ pub(crate) trait Driver: fmt::Debug + Send + Sync {
 
     /// Bytes of device memory: free, total.
     fn memory(&self) -> Result<[usize; 2]>;
+
+    /// Bytes that were handed out at once, at most, since this was asked last.
+    fn take_peak(&self) -> Result<usize>;
+
+    /// How memory is counted.
+    fn accounting(&self) -> Accounting;
 }

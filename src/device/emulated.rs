@@ -1,11 +1,10 @@
 //! The driver whose GPU is the emulator of `ptx::`. Everything is done when a call returns.
 
-#[cfg(test)]
-use std::sync::Arc;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use super::driver::{Address, Arg, Driver, Shape, Written};
+use super::driver::{Accounting, Address, Arg, Driver, Recording, Shape, Written, host_work};
 use super::gemm::Gemm;
 use super::kernel::Entry;
 #[cfg(test)]
@@ -29,20 +28,74 @@ pub(crate) struct Copies {
     pub(crate) downloads: usize,
 }
 
+/// What was queued, as it was queued.
+#[derive(Debug, Clone)]
+enum Queued {
+    Launch {
+        entry: Entry,
+        shape: Shape,
+        args: Vec<Arg>,
+        written: Vec<Written>,
+    },
+    Copy {
+        to: Address,
+        from: Address,
+        bytes: usize,
+    },
+    Fill {
+        to: Address,
+        bytes: usize,
+        value: u8,
+    },
+    #[cfg(test)]
+    Gemm(super::gemm::LtCall),
+}
+
+impl Queued {
+    /// Addresses that it was given.
+    fn addresses(&self) -> Vec<Address> {
+        match self {
+            Queued::Launch { args, .. } => {
+                args.iter().filter_map(|arg| if let Arg::Pointer(p) = arg { Some(*p) } else { None }).collect()
+            }
+            Queued::Copy { to, from, .. } => vec![*to, *from],
+            Queued::Fill { to, .. } => vec![*to],
+            #[cfg(test)]
+            Queued::Gemm(call) => vec![call.a, call.b, call.d, call.bias],
+        }
+    }
+}
+
+#[derive(Default)]
 struct State {
     memory: Memory,
     /// Kept only if launches are counted.
     launched: Vec<Launched>,
     copies: Copies,
+    /// What is queued while something is recorded.
+    recording: Option<Vec<Queued>>,
+    recorded: BTreeMap<Recording, Arc<[Queued]>>,
+    recordings: Recording,
+}
+
+impl State {
+    fn not_recording(&self, what: &str) -> Result<()> {
+        if self.recording.is_some() { Err(host_work(what)) } else { Ok(()) }
+    }
 }
 
 /// A GPU in memory.
 pub(crate) struct Emulated {
     machine: Machine,
     state: Mutex<State>,
+    /// Bytes that may be handed out at once.
+    capacity: u64,
     /// Another text for one source, whose entries are launched instead where it has them.
     #[cfg(test)]
     replaced: Option<(&'static Source, Arc<ptx::Module>)>,
+    /// Whether it has a library that multiplies, as a card has.
+    #[cfg(test)]
+    library: bool,
 }
 
 impl std::fmt::Debug for Emulated {
@@ -54,19 +107,34 @@ impl std::fmt::Debug for Emulated {
 impl Emulated {
     /// An emulator that executes as `options` say; with `count`, what each launch did is kept.
     pub(crate) fn new(options: Options) -> Self {
-        let state = State { memory: Memory::new(), launched: Vec::new(), copies: Copies::default() };
         Self {
             machine: Machine::new(options),
-            state: Mutex::new(state),
+            state: Mutex::default(),
+            // The memory is the host's; this is what one allocation may have.
+            capacity: 1 << 36,
             #[cfg(test)]
             replaced: None,
+            #[cfg(test)]
+            library: false,
         }
+    }
+
+    /// The same with so many bytes of memory.
+    #[cfg(test)]
+    pub(crate) fn with_capacity(options: Options, capacity: u64) -> Self {
+        Self { capacity, ..Self::new(options) }
     }
 
     /// The same with another text for one source.
     #[cfg(test)]
     pub(crate) fn with_text(options: Options, source: &'static Source, text: Arc<ptx::Module>) -> Self {
         Self { replaced: Some((source, text)), ..Self::new(options) }
+    }
+
+    /// The same with a library for matrix products, of which a row's bits depend on how many rows there are.
+    #[cfg(test)]
+    pub(crate) fn with_library(options: Options) -> Self {
+        Self { library: true, ..Self::new(options) }
     }
 
     #[cfg(test)]
@@ -103,60 +171,36 @@ impl Emulated {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-/// What the emulator found is a fault of a kernel or of its launch, never of the user's input.
-fn fault(error: ptx::Error) -> Error {
-    Error::failure("kernel-fault", error.to_string())
-}
-
-impl Driver for Emulated {
-    fn name(&self) -> &str {
-        "emulated"
-    }
-
-    fn description(&self) -> String {
-        "emulated GPU (PTX executed on the CPU)".to_owned()
-    }
-
-    fn alloc(&self, bytes: usize) -> Result<Address> {
-        let refused = |e: ptx::Error| Error::new(Code::Resources, "device-memory", e.to_string());
-        self.state().memory.alloc("tensor", bytes.max(1) as u64).map_err(refused)
-    }
-
-    fn free(&self, address: Address) {
-        // Only an address that `alloc` gave and nobody freed arrives here.
-        let _ = self.state().memory.free(address);
-    }
-
-    fn upload(&self, to: Address, bytes: &[u8]) -> Result<()> {
-        let mut state = self.state();
-        state.copies.uploads += 1;
-        state.memory.upload(to, bytes).map_err(fault)
-    }
-
-    fn download(&self, out: &mut [u8], from: Address) -> Result<()> {
-        let mut state = self.state();
-        state.copies.downloads += 1;
-        if let Some(at) = state.memory.unwritten(from, out.len() as u64).map_err(fault)? {
-            return Err(Error::failure("read-unwritten", format!("byte {at} of a tensor is read and was not written")));
+    /// Does it, or keeps it if something is recorded.
+    fn queue(&self, queued: Queued) -> Result<()> {
+        if let Some(recording) = &mut self.state().recording {
+            recording.push(queued);
+            return Ok(());
         }
-        state.memory.download(from, out).map_err(fault)
+        self.run(&queued)
     }
 
-    fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()> {
-        let mut data = vec![0; bytes];
-        self.download(&mut data, from)?;
-        self.upload(to, &data)
-    }
-
-    fn fill(&self, to: Address, bytes: usize, value: u8) -> Result<()> {
-        self.state().memory.fill(to, bytes as u64, value).map_err(fault)
-    }
-
-    fn launch(&self, entry: &Entry, shape: Shape, args: &[Arg], written: &[Written]) -> Result<()> {
-        let kernel = self.kernel(entry)?;
+    fn run(&self, queued: &Queued) -> Result<()> {
         let mut state = self.state();
+        match queued {
+            Queued::Fill { to, bytes, value } => state.memory.fill(*to, *bytes as u64, *value).map_err(fault),
+            Queued::Copy { to, from, bytes } => {
+                let mut data = vec![0; *bytes];
+                if let Some(at) = state.memory.unwritten(*from, *bytes as u64).map_err(fault)? {
+                    return Err(Error::failure("read-unwritten", format!("byte {at} of a copy was not written")));
+                }
+                state.memory.download(*from, &mut data).map_err(fault)?;
+                state.memory.upload(*to, &data).map_err(fault)
+            }
+            #[cfg(test)]
+            Queued::Gemm(call) => super::gemm::on_host(&mut state.memory, call).map_err(fault),
+            Queued::Launch { entry, shape, args, written } => self.execute(&mut state, entry, *shape, args, written),
+        }
+    }
+
+    fn execute(&self, state: &mut State, entry: &Entry, shape: Shape, args: &[Arg], written: &[Written]) -> Result<()> {
+        let kernel = self.kernel(entry)?;
         for (address, bytes) in written {
             state.memory.expect_written(*address, *bytes).map_err(fault)?;
         }
@@ -178,13 +222,118 @@ impl Driver for Emulated {
         }
         Ok(())
     }
+}
 
+/// What the emulator found is a fault of a kernel or of its launch, never of the user's input.
+fn fault(error: ptx::Error) -> Error {
+    Error::failure("kernel-fault", error.to_string())
+}
+
+impl Driver for Emulated {
+    fn name(&self) -> &str {
+        "emulated"
+    }
+
+    fn description(&self) -> String {
+        "emulated GPU (PTX executed on the CPU)".to_owned()
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<Address> {
+        let refused = |what: String| Error::new(Code::Resources, "device-memory", what);
+        let (mut state, bytes) = (self.state(), bytes.max(1) as u64);
+        state.not_recording("memory is taken")?;
+        let free = self.capacity.saturating_sub(state.memory.allocated());
+        if bytes > free {
+            return Err(refused(format!("{bytes} bytes were asked for; {free} of {} are free", self.capacity)));
+        }
+        state.memory.alloc("tensor", bytes).map_err(|e| refused(e.to_string()))
+    }
+
+    fn free(&self, address: Address) {
+        // Only an address that `alloc` gave and nobody freed arrives here.
+        let _ = self.state().memory.free(address);
+    }
+
+    fn upload(&self, to: Address, bytes: &[u8]) -> Result<()> {
+        let mut state = self.state();
+        state.not_recording("an upload")?;
+        state.copies.uploads += 1;
+        state.memory.upload(to, bytes).map_err(fault)
+    }
+
+    fn download(&self, out: &mut [u8], from: Address) -> Result<()> {
+        let mut state = self.state();
+        state.not_recording("a download")?;
+        state.copies.downloads += 1;
+        if let Some(at) = state.memory.unwritten(from, out.len() as u64).map_err(fault)? {
+            return Err(Error::failure("read-unwritten", format!("byte {at} of a tensor is read and was not written")));
+        }
+        state.memory.download(from, out).map_err(fault)
+    }
+
+    fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()> {
+        self.queue(Queued::Copy { to, from, bytes })
+    }
+
+    fn fill(&self, to: Address, bytes: usize, value: u8) -> Result<()> {
+        self.queue(Queued::Fill { to, bytes, value })
+    }
+
+    fn launch(&self, entry: &Entry, shape: Shape, args: &[Arg], written: &[Written]) -> Result<()> {
+        self.queue(Queued::Launch { entry: *entry, shape, args: args.to_vec(), written: written.to_vec() })
+    }
+
+    fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Recording> {
+        self.state().not_recording("a recording")?;
+        self.state().recording = Some(Vec::new());
+        let done = work();
+        let mut state = self.state();
+        let queued = state.recording.take().unwrap_or_default();
+        done?;
+        state.recordings += 1;
+        let number = state.recordings;
+        state.recorded.insert(number, queued.into());
+        Ok(number)
+    }
+
+    fn replay(&self, recording: Recording) -> Result<()> {
+        let lost = || Error::failure("graph-unknown", format!("there is no recording {recording}"));
+        let queued = self.state().recorded.get(&recording).cloned().ok_or_else(lost)?;
+        {
+            let state = self.state();
+            let gone = |p: &Address| *p != 0 && !state.memory.is_allocated(*p);
+            if let Some(address) = queued.iter().flat_map(Queued::addresses).find(gone) {
+                return Err(Error::failure("graph-freed", format!("a recording uses {address:#x}, which was freed")));
+            }
+        }
+        queued.iter().try_for_each(|queued| self.run(queued))
+    }
+
+    fn forget(&self, recording: Recording) {
+        self.state().recorded.remove(&recording);
+    }
+
+    #[cfg(not(test))]
     fn gemm(&self, _: &Gemm) -> Result<bool> {
         Ok(false)
     }
 
+    #[cfg(test)]
+    fn gemm(&self, gemm: &Gemm) -> Result<bool> {
+        if self.library {
+            self.queue(Queued::Gemm(gemm.translated()))?;
+        }
+        Ok(self.library)
+    }
+
+    #[cfg(not(test))]
     fn is_row_invariant(&self) -> bool {
         true
+    }
+
+    #[cfg(test)]
+    fn is_row_invariant(&self) -> bool {
+        !self.library
     }
 
     fn synchronize(&self) -> Result<()> {
@@ -198,8 +347,14 @@ impl Driver for Emulated {
     }
 
     fn memory(&self) -> Result<[usize; 2]> {
-        // The emulator's memory is the host's; 2^36 bytes is what one allocation may have.
-        let total = 1usize << 36;
-        Ok([total.saturating_sub(self.state().memory.allocated() as usize), total])
+        Ok([self.capacity.saturating_sub(self.state().memory.allocated()), self.capacity].map(|bytes| bytes as usize))
+    }
+
+    fn take_peak(&self) -> Result<usize> {
+        Ok(self.state().memory.take_peak() as usize)
+    }
+
+    fn accounting(&self) -> Accounting {
+        Accounting { granule: 1, workspace: 0, reserve: 0.0 }
     }
 }

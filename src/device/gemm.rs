@@ -89,6 +89,45 @@ impl LtCall {
     }
 }
 
+/// What a library would do with a call, on the host; the order of its sums depends on the number of columns.
+#[cfg(test)]
+pub(crate) fn on_host(memory: &mut crate::ptx::Memory, call: &LtCall) -> crate::ptx::Result<()> {
+    let read = |address: Address, elements: usize, dtype: DType| -> crate::ptx::Result<Vec<f32>> {
+        let mut bytes = vec![0; elements * dtype.bytes()];
+        memory.download(address, &mut bytes)?;
+        let bf16 = |pair: &[u8]| half::bf16::from_le_bytes([pair[0], pair[1]]).to_f32();
+        let f32 = |word: &[u8]| f32::from_le_bytes([word[0], word[1], word[2], word[3]]);
+        Ok(match dtype {
+            DType::BF16 => bytes.chunks_exact(2).map(bf16).collect(),
+            _ => bytes.chunks_exact(4).map(f32).collect(),
+        })
+    };
+    let extent = |ld: usize, transposed: bool, rows: usize, cols: usize| {
+        let (rows, cols) = if transposed { (cols, rows) } else { (rows, cols) };
+        (cols - 1) * ld + rows
+    };
+    let (m, n, k) = (call.m, call.n, call.k);
+    let a = read(call.a, extent(call.lda, call.transa, m, k), call.dtype)?;
+    let b = read(call.b, extent(call.ldb, call.transb, k, n), call.dtype)?;
+    let bias = if call.bias == 0 { vec![0.0; m] } else { read(call.bias, m, call.dtype)? };
+    let mut d = match call.accumulate {
+        true => read(call.d, (n - 1) * call.ldd + m, call.d_dtype)?,
+        false => vec![0.0; (n - 1) * call.ldd + m],
+    };
+    let at =
+        |ld: usize, transposed: bool, row: usize, col: usize| if transposed { row * ld + col } else { col * ld + row };
+    for (col, row) in (0..n).flat_map(|col| (0..m).map(move |row| (col, row))) {
+        let term = |k: usize| a[at(call.lda, call.transa, row, k)] * b[at(call.ldb, call.transb, k, col)];
+        let sum: f32 = if n < 32 { (0..k).map(term).sum() } else { (0..k).rev().map(term).sum() };
+        d[col * call.ldd + row] += sum + bias[row];
+    }
+    let bytes = match call.d_dtype {
+        DType::BF16 => bytemuck::cast_slice(&d.iter().map(|x| half::bf16::from_f32(*x)).collect::<Vec<_>>()).to_vec(),
+        _ => bytemuck::cast_slice(&d).to_vec(),
+    };
+    memory.upload(call.d, &bytes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -26,6 +26,8 @@ macro_rules! sources {
 }
 sources! {
     ADAMW "adamw",
+    ADVANCE "advance",
+    APPEND "append",
     ATTENTION "attention",
     COLUMN_SUM "column_sum",
     ELEMENTWISE "elementwise",

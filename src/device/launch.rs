@@ -123,6 +123,12 @@ impl<'a> Launch<'a> {
         self
     }
 
+    /// 32 bits, which a kernel takes as they are.
+    pub(crate) fn word(mut self, word: u32) -> Self {
+        self.args.push(Arg::I32(word as i32));
+        self
+    }
+
     /// A flag.
     pub(crate) fn flag(mut self, on: bool) -> Self {
         self.args.push(Arg::I32(i32::from(on)));
@@ -181,19 +187,19 @@ fn check(kernel: &ptx::Kernel, args: &[Arg]) -> Result<()> {
 mod tests {
     use super::*;
     use crate::device::Device;
-    use crate::device::kernel::ELEMENTWISE;
+    use crate::device::kernel::GLOBAL_NORM;
 
     #[test]
     fn a_launch_that_does_not_fit_never_reaches_the_driver() {
         let Device::Gpu(gpu) = Device::parse("emulated").unwrap() else { panic!("the emulator is a GPU") };
-        let launch = || Launch::new(&gpu, Entry::new(&ELEMENTWISE, "fill_f32"));
+        let launch = || Launch::new(&gpu, Entry::new(&GLOBAL_NORM, "global_norm_finish_f32"));
         let id = |launch: Launch<'_>| launch.run().unwrap_err().id().to_owned();
-        assert_eq!(id(launch().grid([1, 65536, 1], 32).null().null().long(0).scalar(1.0)), "shape");
+        assert_eq!(id(launch().grid([1, 65536, 1], 32).null().null().size(0).scalar(1.0)), "shape");
         assert_eq!(id(launch().null().null().size(1 << 31).scalar(1.0)), "shape");
         // One argument too few, one of another width, one of another kind.
-        assert_eq!(id(launch().null().null().long(0)), "launch-arguments");
-        assert_eq!(id(launch().null().null().size(0).scalar(1.0)), "launch-arguments");
-        assert_eq!(id(launch().null().null().long(0).size(1)), "launch-arguments");
-        assert!(launch().blocks(0, 32).null().null().long(0).scalar(1.0).run().is_ok());
+        assert_eq!(id(launch().null().null().size(0)), "launch-arguments");
+        assert_eq!(id(launch().null().null().long(0).scalar(1.0)), "launch-arguments");
+        assert_eq!(id(launch().null().null().size(0).size(1)), "launch-arguments");
+        assert!(launch().blocks(0, 32).null().null().size(0).scalar(1.0).run().is_ok());
     }
 }

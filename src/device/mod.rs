@@ -1,6 +1,7 @@
 //! Where bytes live and operations run: the CPU, which is the reference, or a GPU behind one of two drivers, CUDA and
 //! the emulator. This is the machine room; its one door is [`launch::Launch`].
 
+pub(crate) mod arena;
 pub(crate) mod buffer;
 pub(crate) mod cuda;
 pub(crate) mod driver;
@@ -8,16 +9,20 @@ pub(crate) mod emulated;
 #[cfg(test)]
 mod freshness;
 pub(crate) mod gemm;
+pub(crate) mod graph;
 pub(crate) mod kernel;
 pub(crate) mod launch;
+mod rehearsal;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use arena::Arena;
 use cuda::Cuda;
 use driver::Driver;
 use emulated::Emulated;
+use rehearsal::Rehearsal;
 
 /// A place that holds tensors and computes on them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +38,10 @@ pub enum Device {
 pub struct Gpu {
     driver: Arc<dyn Driver>,
     dtype: DType,
+    /// Whether forward products are our kernel's even where the driver has a library.
+    exact: bool,
+    /// Where memory comes from, if not from the driver; one for all handles of this GPU.
+    open: Arc<Mutex<Option<Arc<Arena>>>>,
 }
 
 impl PartialEq for Gpu {
@@ -45,11 +54,32 @@ impl Eq for Gpu {}
 
 impl Gpu {
     pub(crate) fn new(driver: Arc<dyn Driver>, dtype: DType) -> Self {
-        Self { driver, dtype }
+        Self { driver, dtype, exact: false, open: Arc::default() }
     }
 
     pub(crate) fn driver(&self) -> &dyn Driver {
         &*self.driver
+    }
+
+    pub(crate) fn is_exact(&self) -> bool {
+        self.exact
+    }
+
+    fn new_arena(&self) -> Arena {
+        Arena::new(self.driver.clone())
+    }
+
+    fn open_arena(&self) -> Option<Arc<Arena>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Does `work`, whose memory comes from `arena`.
+    fn in_arena<T>(&self, arena: &Arc<Arena>, work: &mut dyn FnMut() -> Result<T>) -> Result<T> {
+        let set = |arena| std::mem::replace(&mut *self.open.lock().unwrap_or_else(PoisonError::into_inner), arena);
+        let before = set(Some(arena.clone()));
+        let done = work();
+        set(before);
+        done
     }
 }
 
@@ -104,6 +134,16 @@ impl Device {
         }
     }
 
+    /// The same device, with the forward products of models in one order of summation whatever stands beside a row: a
+    /// library does not promise that, our kernel does. What has no library is exact anyhow.
+    #[must_use]
+    pub fn exact(self, exact: bool) -> Self {
+        match self {
+            Self::Cpu => Self::Cpu,
+            Self::Gpu(gpu) => Self::Gpu(Gpu { exact, ..gpu }),
+        }
+    }
+
     /// The name that [`Device::parse`] takes.
     pub fn name(&self) -> &str {
         match self {
@@ -116,8 +156,35 @@ impl Device {
     pub(crate) fn is_row_invariant(&self) -> bool {
         match self {
             Self::Cpu => true,
-            Self::Gpu(gpu) => gpu.driver.is_row_invariant(),
+            Self::Gpu(gpu) => gpu.exact || gpu.driver.is_row_invariant(),
         }
+    }
+
+    /// A GPU that counts memory as this one does, without an end, and computes nothing; none for the CPU, whose memory
+    /// is the system's to give.
+    pub(crate) fn rehearsal(&self) -> Option<Self> {
+        let Self::Gpu(gpu) = self else { return None };
+        Some(Self::Gpu(Gpu::new(Arc::new(Rehearsal::of(gpu.driver())), gpu.dtype)))
+    }
+
+    /// Bytes of a GPU's memory that a run may plan with: what is free, less the driver's reserve.
+    pub(crate) fn memory_to_plan(&self) -> Result<usize> {
+        let Self::Gpu(gpu) = self else { return Ok(usize::MAX) };
+        let [free, total] = gpu.driver.memory()?;
+        Ok(free.saturating_sub((gpu.driver.accounting().reserve * total as f64) as usize))
+    }
+
+    /// Bytes of a GPU's memory that are handed out.
+    pub(crate) fn memory_used(&self) -> Result<usize> {
+        let Self::Gpu(gpu) = self else { return Ok(0) };
+        let [free, total] = gpu.driver.memory()?;
+        Ok(total - free)
+    }
+
+    /// Bytes of a GPU's memory that were handed out at once, at most, since this was asked last.
+    pub(crate) fn take_memory_peak(&self) -> Result<usize> {
+        let Self::Gpu(gpu) = self else { return Ok(0) };
+        gpu.driver.take_peak()
     }
 
     /// The type of weights and activations of models on this device.

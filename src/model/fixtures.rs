@@ -9,9 +9,8 @@ use super::config::Head;
 use super::generate::{Generation, Sampling};
 use super::heads::Packed;
 use super::params::{Grads, Params};
-use crate::autograd::backward;
 use crate::device::Device;
-use crate::objective::losses::{pairwise_loss, sft_loss};
+use crate::objective::losses::{Objective, pairwise_loss};
 use crate::ops;
 use crate::ops::adamw::{Step, Weights};
 use crate::random::Stage;
@@ -139,14 +138,14 @@ fn loss_gradients_and_step_agree() {
         let (rows, targets): (Vec<i32>, Vec<i32>) = kept.into_iter().unzip();
         let weights = model.trained(&grads).unwrap();
         let hidden = model.hidden(&weights, &packed).unwrap();
-        let head = model.token_logprobs(&weights, &hidden, [&rows, &targets], 1.0).unwrap();
-        let loss = sft_loss(&head.logprobs, next).unwrap();
-        let (ours, theirs) = (loss.to_f64().unwrap()[0], fixture.number("loss"));
+        let objective = Objective::Likelihood { scale: 1.0 / next as f64 };
+        let loss = model.head_loss(&weights, &hidden, [&rows, &targets], 1.0, &objective).unwrap();
+        let (ours, theirs) = (loss.value().unwrap(), fixture.number("loss"));
         assert!((ours - theirs).abs() <= 1e-5, "{}: loss {ours} {theirs}", fixture.name);
-        drop((head, hidden));
-        backward(loss).unwrap();
+        drop(hidden);
+        loss.root.backward().unwrap();
         fixture.assert_gradients("grad", &grads);
-        let norm = ops::global_norm::clip(&grads.flat, 0.0).unwrap().norm;
+        let norm = ops::global_norm::clip(&grads.flat, 0.0).unwrap().state.to_f64().unwrap()[2];
         assert!((norm / fixture.number("grad_norm") - 1.0).abs() < 1e-4, "{}: norm {norm}", fixture.name);
         if fixture.expected.contains("adamw.model.norm.weight")
             || fixture.expected.contains("adamw.transformer.ln_f.weight")
@@ -192,8 +191,10 @@ fn greedy_tokens_agree() {
             stage: Stage::Generate,
             step: 0,
             first_row: 0,
+            slots: None,
         };
-        let responses = fixture.model.generate(&fixture.model.frozen().unwrap(), &[&prompt], &generation).unwrap();
+        let responses =
+            fixture.model.generate(&fixture.model.frozen().unwrap(), &[&prompt], &generation).unwrap().responses;
         assert_eq!(responses[0].tokens, fixture.ints("greedy_ids"), "{}", fixture.name);
     }
 }
@@ -211,11 +212,11 @@ fn rewards_and_their_gradients_agree() {
             assert_close(&fixture.name, &scores.to_f32().unwrap(), &fixture.floats("scores"), 5e-5);
             let n = margins.len();
             let margin = Tensor::new(model.device(), &[n], margins).unwrap();
-            let (loss, _) = pairwise_loss(&scores, &margin, centering, 1.0 / n as f64).unwrap();
-            let (ours, theirs) = (loss.to_f64().unwrap()[0], fixture.number(&format!("loss_{name}")));
+            let loss = pairwise_loss(&scores, &margin, centering, 1.0 / n as f64).unwrap();
+            let (ours, theirs) = (loss.loss.to_f64().unwrap()[0], fixture.number(&format!("loss_{name}")));
             assert!((ours - theirs).abs() <= 1e-5, "{}: {name} {ours} {theirs}", fixture.name);
             drop((scores, hidden));
-            backward(loss).unwrap();
+            loss.root.backward().unwrap();
             fixture.assert_gradients(&format!("grad_{name}"), &grads);
         }
     }
@@ -237,8 +238,9 @@ fn generation_is_on_policy_to_the_bit() {
             stage: Stage::Generate,
             step: 0,
             first_row: 0,
+            slots: None,
         };
-        let responses = model.generate(&weights, &prompts, &generation).unwrap();
+        let responses = model.generate(&weights, &prompts, &generation).unwrap().responses;
         let alone: HashMap<usize, _> = [0, 7]
             .into_iter()
             .map(|i| {
@@ -246,7 +248,8 @@ fn generation_is_on_policy_to_the_bit() {
                     i,
                     model
                         .generate(&weights, &[prompts[i]], &Generation { first_row: i as u32, ..generation.clone() })
-                        .unwrap(),
+                        .unwrap()
+                        .responses,
                 )
             })
             .collect();

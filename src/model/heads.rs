@@ -6,7 +6,7 @@ use super::params::Weights;
 use crate::error::Result;
 use crate::ops;
 use crate::ops::attention::Sequences;
-use crate::ops::token_logprobs::TokenLogprobs;
+use crate::ops::token_logprobs::{HeadLoss, Objective, TokenLogprobs};
 use crate::tensor::Tensor;
 
 /// A packed batch of token sequences on the device.
@@ -59,7 +59,7 @@ impl Model {
     }
 
     /// What the language-model head says, from the hidden states' `rows` alone, about `targets` (one a row), at
-    /// `temperature`.
+    /// `temperature`. No gradient.
     pub(crate) fn token_logprobs(
         &self,
         weights: &Weights,
@@ -70,6 +70,20 @@ impl Model {
         let chosen = self.rows_of(hidden, rows)?;
         let targets = Tensor::new(self.device(), &[targets.len()], targets.to_vec())?;
         ops::token_logprobs::token_logprobs(&chosen, weights.get(self.network.head), &targets, temperature)
+    }
+
+    /// The loss of the same rows, which are then walked back from its root.
+    pub(crate) fn head_loss(
+        &self,
+        weights: &Weights,
+        hidden: &Tensor,
+        [rows, targets]: [&[i32]; 2],
+        temperature: f64,
+        objective: &Objective<'_>,
+    ) -> Result<HeadLoss> {
+        let chosen = self.rows_of(hidden, rows)?;
+        let targets = Tensor::new(self.device(), &[targets.len()], targets.to_vec())?;
+        ops::token_logprobs::loss(&chosen, weights.get(self.network.head), &targets, temperature, objective)
     }
 
     /// The scalar head's number for each of `rows`.

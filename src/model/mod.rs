@@ -9,6 +9,7 @@ mod fixtures;
 pub(crate) mod generate;
 pub(crate) mod heads;
 pub(crate) mod params;
+pub(crate) mod slots;
 mod transformer;
 
 use std::borrow::Cow;
@@ -136,7 +137,7 @@ impl Model {
     }
 
     /// A model of `config` whose parameters are all zero.
-    fn zeros(device: &Device, dtype: DType, config: ModelConfig) -> Result<Self> {
+    pub(crate) fn zeros(device: &Device, dtype: DType, config: ModelConfig) -> Result<Self> {
         let network = Transformer::new(&config);
         Self::of(device, dtype, config, network)
     }

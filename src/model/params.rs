@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use crate::autograd::{Grad, Origin};
+use crate::config::Recompute;
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -198,16 +199,18 @@ impl Params {
     /// Views that receive no gradient.
     pub(crate) fn frozen(&self) -> Result<Weights> {
         let views = self.layout.groups.iter().map(|g| self.flat.view(g.offset, &g.shape));
-        Ok(Weights { views: views.collect::<Result<_>>()? })
+        Ok(Weights { views: views.collect::<Result<_>>()?, recompute: Recompute::None })
     }
 
     /// Views whose gradients go into `grads`.
     pub(crate) fn trained(&self, grads: &Grads) -> Result<Weights> {
-        let mut weights = self.frozen()?;
-        for (view, slot) in weights.views.iter_mut().zip(&grads.slots) {
+        let trained = |(view, slot): (&Tensor, &Arc<Grad>)| {
+            let mut view = view.clone();
             view.origin = Origin::Parameter(slot.clone());
-        }
-        Ok(weights)
+            view
+        };
+        let frozen = self.frozen()?;
+        Ok(Weights { views: frozen.views.iter().zip(&grads.slots).map(trained).collect(), ..frozen })
     }
 
     /// Multiplies one group with `factor`.
@@ -228,13 +231,19 @@ impl Params {
     }
 }
 
-/// The parameters as an operation sees them: one tensor a group.
-#[derive(Debug)]
+/// The parameters as an operation sees them, one tensor a group, and what a forward pass over them keeps.
+#[derive(Debug, Clone)]
 pub(crate) struct Weights {
-    views: Vec<Tensor>,
+    views: Arc<[Tensor]>,
+    pub(super) recompute: Recompute,
 }
 
 impl Weights {
+    /// The same, of which less is kept. Without gradients nothing is kept in any case.
+    pub(crate) fn recomputing(self, recompute: Recompute) -> Self {
+        Self { recompute, ..self }
+    }
+
     /// The group's tensor.
     pub(crate) fn get(&self, id: Id) -> &Tensor {
         &self.views[id.0]

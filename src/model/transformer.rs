@@ -7,11 +7,14 @@ use std::sync::{Arc, Mutex};
 
 use super::config::{Architecture, Head, ModelConfig};
 use super::params::{Id, Layout, LayoutBuilder, Part, Weights};
+use crate::autograd::checkpoint;
+use crate::config::Recompute;
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops;
-use crate::ops::attention::{CacheRows, Heads, LayerCache, Sequences};
+use crate::ops::append::{Continued, LayerCache, QueriesKeys};
+use crate::ops::attention::{Heads, Sequences};
 use crate::tensor::Tensor;
 
 /// A normalisation: its weight, and GPT-2's bias.
@@ -40,6 +43,15 @@ struct Layer {
     down: Linear,
 }
 
+/// What all layers have in common.
+#[derive(Debug, Clone, Copy)]
+struct Form {
+    heads: Heads,
+    eps: f64,
+    /// SwiGLU and not GELU.
+    gated: bool,
+}
+
 /// Where the network's tensors stand in the flat buffer, and the sizes that the forward pass needs.
 #[derive(Debug)]
 pub(crate) struct Transformer {
@@ -49,25 +61,16 @@ pub(crate) struct Transformer {
     last_norm: Norm,
     /// The head's matrix: the embedding itself where it is tied.
     pub(crate) head: Id,
-    heads: Heads,
-    eps: f64,
+    form: Form,
     rope: Option<RopeTable>,
-    gated: bool,
     layout: Arc<Layout>,
 }
 
-/// Keys and values of all layers, and how many positions each slot holds.
+/// Keys and values of all layers, of sequences of up to `positions` positions.
 #[derive(Debug)]
 pub(crate) struct Cache {
     layers: Vec<LayerCache>,
-    lengths: Vec<usize>,
-}
-
-impl Cache {
-    /// Positions that `slot` holds.
-    pub(crate) fn length(&self, slot: usize) -> usize {
-        self.lengths[slot]
-    }
+    pub(crate) positions: usize,
 }
 
 impl Transformer {
@@ -92,10 +95,12 @@ impl Transformer {
             layers,
             last_norm,
             head,
-            heads: Heads { heads: config.heads, kv_heads: config.kv_heads, size: config.head_dim },
-            eps: config.norm_eps,
+            form: Form {
+                heads: Heads { heads: config.heads, kv_heads: config.kv_heads, size: config.head_dim },
+                eps: config.norm_eps,
+                gated: !gpt2,
+            },
             rope: (!gpt2).then(|| RopeTable::new(config)),
-            gated: !gpt2,
             layout: Arc::new(names.builder.build()),
         }
     }
@@ -107,112 +112,152 @@ impl Transformer {
 
     /// An empty cache with room for `slots` sequences of `positions` positions.
     pub(crate) fn cache(&self, like: &Tensor, slots: usize, positions: usize) -> Result<Cache> {
-        let layer = || LayerCache::new(like.device(), like.dtype(), slots, positions, self.heads);
+        let layer = || LayerCache::new(like.device(), like.dtype(), slots, positions, self.form.heads);
         let layers = self.layers.iter().map(|_| layer()).collect::<Result<_>>()?;
-        Ok(Cache { layers, lengths: vec![0; slots] })
+        Ok(Cache { layers, positions })
     }
 
     /// Hidden states [N, C] after the last normalisation, of packed ids [N] (i32).
     pub(crate) fn hidden(&self, weights: &Weights, ids: &Tensor, sequences: &Sequences) -> Result<Tensor> {
-        self.run(weights, ids, sequences, |_, qkv| ops::attention::attention(qkv, sequences, self.heads))
+        let (pass, stream) = self.begin(weights, ids, sequences, sequences.end)?;
+        let mut residual = vec![stream];
+        for layer in &self.layers {
+            residual = if pass.weights.recompute == Recompute::Full {
+                let (pass, layer) = (pass.clone(), *layer);
+                checkpoint(&residual.iter().collect::<Vec<_>>(), move |residual| {
+                    pass.trained(&layer, residual.to_vec())
+                })?
+            } else {
+                pass.trained(layer, residual)?
+            };
+        }
+        pass.residual_norm(residual, self.last_norm).map(|(_, normed)| normed)
     }
 
-    /// The same for tokens that continue what `slots` of the cache hold (one sequence a slot). No gradient.
+    /// The same for tokens that continue what the cache holds. No gradient.
     pub(crate) fn hidden_cached(
         &self,
         weights: &Weights,
         ids: &Tensor,
-        sequences: &Sequences,
-        cache: &mut Cache,
-        slots: &[usize],
+        rows: &Continued,
+        cache: &Cache,
     ) -> Result<Tensor> {
-        let lengths: Vec<usize> = slots.iter().map(|s| cache.lengths[*s]).collect();
-        let rows = CacheRows::new(ids.device(), slots, &lengths)?;
-        let hidden = self.run(weights, ids, sequences, |layer, qkv| {
-            cache.layers[layer].attention(qkv, sequences, &rows, self.heads)
-        })?;
-        for (slot, rows) in slots.iter().zip(sequences.offsets.windows(2)) {
-            cache.lengths[*slot] += rows[1] - rows[0];
+        let (pass, stream) = self.begin(weights, ids, &rows.sequences, cache.positions)?;
+        let mut residual = vec![stream];
+        for (layer, cache) in self.layers.iter().zip(&cache.layers) {
+            residual =
+                pass.layer(layer, residual, |qkv, before| cache.attention(qkv, before, rows, self.form.heads))?;
         }
-        Ok(hidden)
+        pass.residual_norm(residual, self.last_norm).map(|(_, normed)| normed)
     }
 
-    fn run(
-        &self,
-        weights: &Weights,
-        ids: &Tensor,
-        sequences: &Sequences,
-        attention: impl Fn(usize, &Tensor) -> Result<Tensor>,
-    ) -> Result<Tensor> {
+    /// What the layers share, with angles for `reach` positions, and the stream [N, C] into the first of them.
+    fn begin(&self, weights: &Weights, ids: &Tensor, sequences: &Sequences, reach: usize) -> Result<(Pass, Tensor)> {
         let mut stream = ops::embedding::embedding(weights.get(self.embedding), ids)?; // [N, C]
         if let Some(positions) = self.positions {
             let learned = ops::embedding::embedding(weights.get(positions), &sequences.positions)?;
             stream = ops::elementwise::add(&stream, &learned)?;
         }
-        let table = self.rope.as_ref().map(|rope| rope.reaching(&stream, sequences)).transpose()?;
-        let mut delta: Option<Tensor> = None;
-        for (i, layer) in self.layers.iter().enumerate() {
-            let normed = match delta.take() {
-                None => self.norm(weights, &stream, layer.attention_norm)?,
-                Some(delta) => self.add_norm(weights, &mut stream, &delta, layer.attention_norm)?,
-            };
-            let qkv = self.queries_keys_values(weights, &normed, layer, table.as_ref(), sequences)?;
-            let mixed = attention(i, &qkv)?; // [N, NH HD]
-            let attended = linear(weights, &mixed, layer.out)?;
-            let normed = self.add_norm(weights, &mut stream, &attended, layer.mlp_norm)?;
-            let up = linear(weights, &normed, layer.up)?; // [N, 2 F] or [N, F]
-            let active = if self.gated { ops::swiglu::swiglu(&up)? } else { ops::gelu::gelu(&up)? };
-            delta = Some(linear(weights, &active, layer.down)?);
-        }
-        match delta {
-            None => self.norm(weights, &stream, self.last_norm),
-            Some(delta) => self.add_norm(weights, &mut stream, &delta, self.last_norm),
-        }
-    }
-
-    /// qkv [N, (NH + 2 NKV) HD], with positions turned in where they are rotary.
-    fn queries_keys_values(
-        &self,
-        weights: &Weights,
-        normed: &Tensor,
-        layer: &Layer,
-        table: Option<&Tensor>,
-        sequences: &Sequences,
-    ) -> Result<Tensor> {
-        let heads = self.heads;
-        let mut qkv = linear(weights, normed, layer.qkv)?;
-        if let Some([q, k]) = layer.qk_norm {
-            qkv = ops::rms_norm::qk_norm(&qkv, [weights.get(q), weights.get(k)], heads, self.eps)?;
-        }
-        let Some(table) = table else { return Ok(qkv) };
-        let rows = qkv.rows();
-        let qkv = qkv.reshape(&[rows, heads.heads + 2 * heads.kv_heads, heads.size])?;
-        let turned = heads.heads + heads.kv_heads;
-        ops::rope::rope(&qkv, table, &sequences.positions, turned)?.reshape(&[rows, heads.row()])
-    }
-
-    fn norm(&self, weights: &Weights, x: &Tensor, norm: Norm) -> Result<Tensor> {
-        let weight = weights.get(norm.weight);
-        match norm.bias {
-            None => ops::rms_norm::rms_norm(x, weight, self.eps),
-            Some(bias) => ops::layer_norm::layer_norm(x, [weight, weights.get(bias)], self.eps),
-        }
-    }
-
-    /// stream += delta; the normalisation of the new stream.
-    fn add_norm(&self, weights: &Weights, stream: &mut Tensor, delta: &Tensor, norm: Norm) -> Result<Tensor> {
-        let weight = weights.get(norm.weight);
-        let (sum, out) = match norm.bias {
-            None => ops::rms_norm::add_rms_norm(stream, delta, weight, self.eps),
-            Some(bias) => ops::layer_norm::add_layer_norm(stream, delta, [weight, weights.get(bias)], self.eps),
-        }?;
-        *stream = sum;
-        Ok(out)
+        let table = self.rope.as_ref().map(|rope| rope.reaching(&stream, reach)).transpose()?;
+        Ok((Pass { weights: weights.clone(), form: self.form, table, sequences: sequences.clone() }, stream))
     }
 }
 
-fn linear(weights: &Weights, x: &Tensor, layer: Linear) -> Result<Tensor> {
-    ops::matmul::linear(x, weights.get(layer.weight), layer.bias.map(|bias| weights.get(bias)))
+/// What the layers of one forward pass share.
+///
+/// What a layer keeps for backward, in elements a token (Q = NH HD queries, R = (NH + 2 NKV) HD queries, keys, values):
+///
+/// | kept                        | none      | cheap     | full             |
+/// |-----------------------------|-----------|-----------|------------------|
+/// | streams into the two norms  | 2 C       | 2 C       | its input, 2 C   |
+/// | outputs of the norms        | 2 C       |           |                  |
+/// | qkv, with Qwen3 before too  | R or 2 R  | R or 2 R  |                  |
+/// | output of attention         | Q         | Q         |                  |
+/// | up (gated: gate and up)     | F or 2 F  | F or 2 F  |                  |
+/// | activation                  | F         |           |                  |
+///
+/// Besides, f32 statistics: one or two numbers a norm, one a head. What rotates, adds or reshapes keeps nothing. `full`
+/// holds one layer's `none` beside it while that layer runs.
+#[derive(Debug, Clone)]
+struct Pass {
+    weights: Weights,
+    form: Form,
+    /// Rotary positions: cosines and sines.
+    table: Option<Tensor>,
+    sequences: Sequences,
+}
+
+impl Pass {
+    /// One layer as training runs it.
+    fn trained(&self, layer: &Layer, residual: Vec<Tensor>) -> Result<Vec<Tensor>> {
+        let (sequences, heads) = (&self.sequences, self.form.heads);
+        self.layer(layer, residual, |qkv, before| {
+            ops::attention::attention(&before.apply(qkv, &sequences.positions, heads)?, sequences, heads)
+        })
+    }
+
+    /// One layer. `residual` is the stream [N, C], and what the layer before it adds, if there was one: the sum is left
+    /// to the norm that follows.
+    fn layer(
+        &self,
+        layer: &Layer,
+        residual: Vec<Tensor>,
+        attention: impl Fn(&Tensor, &QueriesKeys<'_>) -> Result<Tensor>,
+    ) -> Result<Vec<Tensor>> {
+        let (stream, normed) = self.residual_norm(residual, layer.attention_norm)?;
+        let qkv = self.linear(&normed, layer.qkv)?; // [N, (NH + 2 NKV) HD]
+        let norms = layer.qk_norm.map(|norms| (norms.map(|id| self.weights.get(id)), self.form.eps));
+        let mixed = attention(&qkv, &QueriesKeys { norms, table: self.table.as_ref() })?; // [N, NH HD]
+        let attended = self.linear(&mixed, layer.out)?;
+        let (stream, normed) = self.residual_norm(vec![stream, attended], layer.mlp_norm)?;
+        let active = self.activation(self.linear(&normed, layer.up)?)?;
+        Ok(vec![stream, self.linear(&active, layer.down)?])
+    }
+
+    /// The sum of the residual parts, and its normalisation.
+    fn residual_norm(&self, residual: Vec<Tensor>, norm: Norm) -> Result<(Tensor, Tensor)> {
+        let (stream, normed) = match &residual[..] {
+            [stream, delta] => self.add_norm(stream, delta, norm)?,
+            [stream] => (stream.clone(), self.norm(stream, norm)?),
+            _ => return Err(Error::failure("residual", "the residual stream has one part or two")),
+        };
+        let (pass, saved) = (self.clone(), stream.detach());
+        let normed = self.recomputed(normed, move || pass.norm(&saved, norm));
+        Ok((stream, normed))
+    }
+
+    fn norm(&self, x: &Tensor, norm: Norm) -> Result<Tensor> {
+        let weight = self.weights.get(norm.weight);
+        match norm.bias {
+            None => ops::rms_norm::rms_norm(x, weight, self.form.eps),
+            Some(bias) => ops::layer_norm::layer_norm(x, [weight, self.weights.get(bias)], self.form.eps),
+        }
+    }
+
+    fn add_norm(&self, stream: &Tensor, delta: &Tensor, norm: Norm) -> Result<(Tensor, Tensor)> {
+        let (weight, eps) = (self.weights.get(norm.weight), self.form.eps);
+        match norm.bias {
+            None => ops::rms_norm::add_rms_norm(stream, delta, weight, eps),
+            Some(bias) => ops::layer_norm::add_layer_norm(stream, delta, [weight, self.weights.get(bias)], eps),
+        }
+    }
+
+    /// [N, F] from [N, 2 F], or from [N, F] where nothing gates.
+    fn activation(&self, up: Tensor) -> Result<Tensor> {
+        let function = if self.form.gated { ops::swiglu::swiglu } else { ops::gelu::gelu };
+        let (active, saved) = (function(&up)?, up.detach());
+        Ok(self.recomputed(active, move || function(&saved)))
+    }
+
+    /// `tensor` with its recipe, where norms and activations are not kept.
+    fn recomputed(&self, tensor: Tensor, recipe: impl Fn() -> Result<Tensor> + Send + Sync + 'static) -> Tensor {
+        if self.weights.recompute == Recompute::Cheap { tensor.again(recipe) } else { tensor }
+    }
+
+    fn linear(&self, x: &Tensor, layer: Linear) -> Result<Tensor> {
+        let bias = layer.bias.map(|bias| self.weights.get(bias));
+        ops::matmul::linear(x, self.weights.get(layer.weight), bias)
+    }
 }
 
 /// Adds the layers' tensors to the layout under the checkpoint's names.
@@ -325,10 +370,9 @@ impl RopeTable {
         Self { frequencies: frequencies.collect(), limit: config.max_positions, table: Mutex::new(None) }
     }
 
-    /// A table [positions, HD] that reaches all positions of `sequences`.
-    fn reaching(&self, like: &Tensor, sequences: &Sequences) -> Result<Tensor> {
-        let last = sequences.positions.read::<i32>().iter().max().map_or(0, |p| *p as usize);
-        if last >= self.limit {
+    /// A table [positions, HD] that reaches `positions` positions.
+    fn reaching(&self, like: &Tensor, positions: usize) -> Result<Tensor> {
+        if positions > self.limit {
             return Err(Error::input("context-exceeded", format!("a sequence has more than {} tokens", self.limit))
                 .because("the model's positions end there (max_position_embeddings)")
                 .fix("shorten the rows, or set a smaller --max-length or --response-length"));
@@ -336,8 +380,8 @@ impl RopeTable {
         let dtype = if like.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
         let mut table = self.table.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         match &*table {
-            Some(t) if t.rows() > last && t.dtype() == dtype => Ok(t.clone()),
-            _ => Ok(table.insert(self.make(like.device(), dtype, (last + 1).next_power_of_two())?).clone()),
+            Some(t) if t.rows() >= positions && t.dtype() == dtype => Ok(t.clone()),
+            _ => Ok(table.insert(self.make(like.device(), dtype, positions.next_power_of_two())?).clone()),
         }
     }
 

@@ -1,12 +1,13 @@
 //! PPO's arithmetic against numbers computed by hand, and in f32 against f64.
 
 use super::advantages::advantages;
-use super::losses::{Coefficients, Tokens, ppo_loss, with_entropy_bonus};
+use super::losses::{Coefficients, Tokens, ppo_loss};
 use super::rewards::{KlController, Shaped, Shaping, episode_kl};
 use crate::config::KlEstimator;
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::ops;
+use crate::ops::ppo_loss::PpoLoss;
 use crate::random::{Philox, Stage};
 use crate::tensor::Tensor;
 
@@ -93,21 +94,26 @@ fn four_tokens() -> Tokens {
     }
 }
 
+fn sums(tokens: &Tokens, coefficients: &Coefficients) -> Vec<f64> {
+    ppo_loss(tokens, coefficients).unwrap().statistics.to_f64().unwrap()
+}
+
 /// Policy: -1; max(-1.5, -1.2) = -1.2, clipped; max(0.5, 0.8) = 0.8, clipped; max(1.5, 1.2) = 1.5. Sum 0.1.
 /// Value: 1/2 of 1; max(0.25, 0.64) = 0.64, clipped; 0.81; max(2.25, 3.24) = 3.24, clipped. Sum 1/2 of 5.69.
 #[test]
 fn losses_by_hand() {
-    let (loss, sums) = ppo_loss(&four_tokens(), COEFFICIENTS).unwrap();
+    let PpoLoss { loss, statistics, .. } = ppo_loss(&four_tokens(), &COEFFICIENTS).unwrap();
     let delta = [0.0, 1.5f64.ln(), 0.5f64.ln(), 1.5f64.ln()];
     let half_squares = 0.5 * delta.iter().map(|d| d * d).sum::<f64>();
-    assert_close(&sums, &[0.1, 2.845, half_squares, 2.0, 2.0, 4.5, 1.0 + 2.25 + 0.25 + 2.25]);
+    assert_close(
+        &statistics.to_f64().unwrap(),
+        &[0.1, 2.845, half_squares, 2.0, 2.0, 4.5, 1.0 + 2.25 + 0.25 + 2.25, 4.5f64.ln(), 2f64.ln()],
+    );
     assert_close(&loss.to_f64().unwrap(), &[0.25 * (0.1 + 0.1 * 2.845)]);
     let dual = Coefficients { dual_clip: Some(1.2), ..COEFFICIENTS };
-    assert_close(&ppo_loss(&four_tokens(), dual).unwrap().1[..1], &[0.1 - 0.3]);
+    assert_close(&sums(&four_tokens(), &dual)[..1], &[0.1 - 0.3]);
     let high = Coefficients { cliprange_high: 0.4, ..COEFFICIENTS };
-    assert_close(&ppo_loss(&four_tokens(), high).unwrap().1[..1], &[0.1 - 0.2]);
-    let bonus = with_entropy_bonus(loss, &column(&[1.0, 2.0]), 0.5, 4).unwrap();
-    assert_close(&bonus.to_f64().unwrap(), &[0.25 * (0.1 + 0.1 * 2.845) - 0.5 * 3.0 / 4.0]);
+    assert_close(&sums(&four_tokens(), &high)[..1], &[0.1 - 0.2]);
 }
 
 #[test]
@@ -117,8 +123,10 @@ fn not_a_number_does_not_vanish() {
         let nan = column(&[0.0, f64::NAN, 0.0, 0.0]);
         let Tokens { logprobs, old_logprobs, advantages, values, old_values, returns } = &mut tokens;
         *[logprobs, old_logprobs, advantages, values, old_values, returns][which] = nan;
-        let (loss, _) = ppo_loss(&tokens, COEFFICIENTS).unwrap();
+        let loss = ppo_loss(&tokens, &COEFFICIENTS).unwrap().loss;
         assert!(loss.to_f64().unwrap()[0].is_nan(), "input {which}");
+        let apart = &sums(&tokens, &COEFFICIENTS)[7..];
+        assert!(apart.iter().all(|x| x.is_nan() == (which < 2)), "input {which}: {apart:?}");
     }
 }
 
@@ -126,8 +134,7 @@ fn not_a_number_does_not_vanish() {
 #[test]
 fn an_exploded_ratio_is_finite() {
     let tokens = Tokens { logprobs: column(&[100.0, 0.0, 0.0, 0.0]), ..four_tokens() };
-    let (_, sums) = ppo_loss(&tokens, COEFFICIENTS).unwrap();
-    assert!((sums[5] - 20f64.exp() - 3.0).abs() < 1e-3);
+    assert!((sums(&tokens, &COEFFICIENTS)[5] - 20f64.exp() - 3.0).abs() < 1e-3);
 }
 
 #[test]
@@ -138,7 +145,7 @@ fn f32_agrees_with_f64() {
     let of = |dtype| {
         let [logprobs, old_logprobs, advantages, values, old_values, returns] =
             values.each_ref().map(|v| Tensor::from_f64(&Device::Cpu, dtype, &[300], v).unwrap());
-        ppo_loss(&Tokens { logprobs, old_logprobs, advantages, values, old_values, returns }, COEFFICIENTS).unwrap().1
+        sums(&Tokens { logprobs, old_logprobs, advantages, values, old_values, returns }, &COEFFICIENTS)
     };
     for (a, b) in of(DType::F32).iter().zip(of(DType::F64)) {
         assert!((a - b).abs() <= 1e-5 * b.abs().max(1.0), "{a} {b}");

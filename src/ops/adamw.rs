@@ -26,7 +26,8 @@ pub(crate) struct Weights<'a> {
     pub(crate) decayed: usize,
 }
 
-/// Updates the weights and the moments m [n], v [n] in place from grads [n], which are clipped on the way in.
+/// Updates the weights and the moments m [n], v [n] in place from grads [n], which are clipped on the way in;
+/// changes nothing where their norm is not finite.
 pub(crate) fn adamw(
     weights: &Weights<'_>,
     [m, v]: [&Tensor; 2],
@@ -40,10 +41,14 @@ pub(crate) fn adamw(
     match w.device() {
         Device::Cpu => floats!(w, T => {
             let (mut w, mut m, mut v, g) = (w.write::<T>(), m.write::<T>(), v.write::<T>(), grads.read::<T>());
+            let [scale, is_finite] = [0, 1].map(|i| clip.state.read::<f64>()[i]);
+            if is_finite == 0.0 {
+                return Ok(());
+            }
             let at = weights.decayed.min(n);
             let [(w0, w1), (m0, m1), (v0, v1)] = [w.split_at_mut(at), m.split_at_mut(at), v.split_at_mut(at)];
-            cpu::adamw::step::<T>(w0, m0, v0, &g[..at], step, clip.scale);
-            cpu::adamw::step::<T>(w1, m1, v1, &g[at..], &Step { weight_decay: 0.0, ..*step }, clip.scale);
+            cpu::adamw::step::<T>(w0, m0, v0, &g[..at], step, scale);
+            cpu::adamw::step::<T>(w1, m1, v1, &g[at..], &Step { weight_decay: 0.0, ..*step }, scale);
             Ok(())
         }),
         Device::Gpu(gpu) => {
@@ -55,7 +60,7 @@ pub(crate) fn adamw(
                 .tensor(m)
                 .tensor(v)
                 .tensor(grads)
-                .optional(clip.state.as_ref())
+                .tensor(&clip.state)
                 .long(n)
                 .long(weights.decayed.min(n))
                 .scalar(step.beta1)

@@ -5,15 +5,15 @@
 
 use std::sync::Arc;
 
-use crate::autograd::{record, refuse_grad};
+use crate::autograd::record;
 use crate::cpu;
 pub(crate) use crate::cpu::attention::Heads;
-use crate::cpu::attention::{Cached, padded};
 use crate::device::kernel::{ATTENTION, Entry, Kernel};
 use crate::device::launch::Launch;
 use crate::device::{Device, Gpu};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::ops::append::{Continued, LayerCache, QueriesKeys, append};
 use crate::ops::{check, dout};
 use crate::tensor::{Tensor, floats};
 
@@ -53,7 +53,6 @@ const HEADS_F32: Kernels = Kernels {
     shared: [0, 0],
 };
 const DELTA: Kernel = Kernel::new(&ATTENTION, "attention_backward_delta_bf16", "attention_backward_delta_f32");
-const APPEND: Kernel = Kernel::new(&ATTENTION, "attention_append_bf16", "attention_append_f32");
 
 /// Positions in a tile of the kernels, and threads of a block.
 const TILE: usize = 64;
@@ -78,6 +77,8 @@ pub(crate) struct Sequences {
     pub(crate) offsets: Arc<[usize]>,
     /// [N], i32.
     pub(crate) positions: Tensor,
+    /// Positions that the longest sequence reaches.
+    pub(crate) end: usize,
     on_gpu: Option<Plan>,
 }
 
@@ -88,8 +89,6 @@ struct Plan {
     offsets: Tensor,
     /// [tiles, 2], i32: sequence, and which stretch of [`TILE`] positions; the longest work first.
     tiles: Tensor,
-    /// [B], i32: positions before the first token.
-    first: Tensor,
 }
 
 impl Plan {
@@ -106,7 +105,6 @@ impl Plan {
         Ok(Self {
             offsets: ints(offsets.iter().map(|o| *o as i32).collect())?,
             tiles: Tensor::new(device, &[tiles.len(), 2], tiles.concat())?,
-            first: ints(first.iter().map(|f| *f as i32).collect())?,
         })
     }
 }
@@ -118,9 +116,10 @@ impl Sequences {
     }
 
     /// Sequences of these lengths whose first tokens stand at the positions `first`.
-    pub(crate) fn continued(device: &Device, lengths: &[usize], first: &[usize]) -> Result<Self> {
+    pub(super) fn continued(device: &Device, lengths: &[usize], first: &[usize]) -> Result<Self> {
         let mut offsets = vec![0];
         let mut positions = Vec::new();
+        let end = lengths.iter().zip(first).map(|(length, first)| first + length).max().unwrap_or(0);
         for (length, first) in lengths.iter().zip(first) {
             positions.extend((*first..first + length).map(|p| p as i32));
             offsets.push(positions.len());
@@ -130,7 +129,12 @@ impl Sequences {
             Device::Cpu => None,
             Device::Gpu(_) => Some(Plan::new(device, &offsets, first)?),
         };
-        Ok(Self { offsets: offsets.into(), positions, on_gpu })
+        Ok(Self { offsets: offsets.into(), positions, end, on_gpu })
+    }
+
+    /// One token a sequence, at positions [B] that may change on the device up to `end`.
+    pub(super) fn one_each(positions: &Tensor, end: usize) -> Self {
+        Self { offsets: (0..=positions.len()).collect(), positions: positions.detach(), end, on_gpu: None }
     }
 
     /// Tokens in all sequences.
@@ -239,120 +243,45 @@ fn backward(
     Ok(dqkv)
 }
 
-/// Keys and values of one layer: keys [slots, NKV, HD, capacity], values [slots, NKV, capacity, padded HD]; on a GPU
-/// both [slots, NKV, capacity, HD].
-#[derive(Debug)]
-pub(crate) struct LayerCache {
-    keys: Tensor,
-    values: Tensor,
-    slots: usize,
-    capacity: usize,
-}
-
 impl LayerCache {
-    /// Room for `slots` sequences of up to `positions` positions.
-    pub(crate) fn new(device: &Device, dtype: DType, slots: usize, positions: usize, heads: Heads) -> Result<Self> {
-        if let Device::Gpu(_) = device {
-            let shape = [slots, heads.kv_heads, positions, heads.size];
-            let [keys, values] = [(); 2].map(|()| Tensor::empty(device, dtype, &shape));
-            return Ok(Self { keys: keys?, values: values?, slots, capacity: positions });
-        }
-        let capacity = padded(positions);
-        let keys = Tensor::zeros(device, dtype, &[slots, heads.kv_heads, heads.size, capacity])?;
-        let values = Tensor::zeros(device, dtype, &[slots, heads.kv_heads, capacity, padded(heads.size)])?;
-        Ok(Self { keys, values, slots, capacity })
-    }
-
-    /// out [N, NH HD] of new tokens qkv [N, row] that continue the sequences in `rows`; their keys and values are
-    /// appended. No gradient.
+    /// out [N, NH HD] of new tokens qkv [N, row], which continue what `rows` says, after [`append`]. No gradient.
     pub(crate) fn attention(
         &self,
         qkv: &Tensor,
-        sequences: &Sequences,
-        rows: &CacheRows<'_>,
+        before: &QueriesKeys<'_>,
+        rows: &Continued,
         heads: Heads,
     ) -> Result<Tensor> {
-        let CacheRows { slots, lengths, .. } = *rows;
-        refuse_grad("cached attention", &[qkv])?;
-        let offsets = &sequences.offsets;
-        let fits = offsets.windows(2).zip(lengths).all(|(w, l)| w[1] - w[0] + l <= self.capacity);
-        let shapes = qkv.width() == heads.row() && slots.len() + 1 == offsets.len() && lengths.len() == slots.len();
-        check("cached attention", shapes, &[qkv])?;
-        if !fits || slots.iter().any(|s| *s >= self.slots) {
-            return Err(Error::failure("cache-full", "a sequence does not fit the key and value cache"));
+        let qkv = &append(self, qkv, before, rows, heads)?;
+        if let Device::Gpu(gpu) = qkv.device() {
+            return self.attention_on(gpu, qkv, rows, heads);
         }
-        let cached = Cached { sequences: offsets, slots, lengths, capacity: self.capacity };
-        match qkv.device() {
-            Device::Gpu(gpu) => self.attention_on(gpu, qkv, sequences, rows, heads),
-            Device::Cpu => floats!(qkv, T => {
-                let mut out = cpu::pool::take::<T>(qkv.rows() * heads.heads * heads.size);
-                let qkv_data = qkv.read::<T>();
-                let (mut keys, mut values) = (self.keys.write::<T>(), self.values.write::<T>());
-                cpu::attention::append(&mut keys, &mut values, &qkv_data, cached, heads);
-                cpu::attention::forward_cached(&mut out, &qkv_data, [&keys, &values], cached, heads);
-                Tensor::new(qkv.device(), &[qkv.rows(), heads.heads * heads.size], out)
-            }),
-        }
+        floats!(qkv, T => {
+            let mut out = cpu::pool::take::<T>(qkv.rows() * heads.heads * heads.size);
+            let cache = [&self.keys.read::<T>()[..], &self.values.read::<T>()[..]];
+            rows.on_host(self.capacity, |cached| {
+                cpu::attention::forward_cached(&mut out, &qkv.read::<T>(), cache, cached, heads);
+            });
+            Tensor::new(qkv.device(), &[qkv.rows(), heads.heads * heads.size], out)
+        })
     }
 
-    fn attention_on(
-        &self,
-        gpu: &Gpu,
-        qkv: &Tensor,
-        sequences: &Sequences,
-        rows: &CacheRows<'_>,
-        heads: Heads,
-    ) -> Result<Tensor> {
-        let (kernels, plan) = (Kernels::of(qkv, heads)?, sequences.plan()?);
-        let slots = rows.on_gpu.as_ref().ok_or_else(|| Error::failure("cache-device", "the rows lie elsewhere"))?;
-        let batch = rows.slots.len();
-        let most = sequences.offsets.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0);
-        let one_each = sequences.offsets.windows(2).all(|w| w[1] - w[0] == 1);
-        Launch::new(gpu, APPEND.of(qkv.dtype())?)
-            .grid([most.div_ceil(16), batch, 1], THREADS)
-            .tensor(&self.keys)
-            .tensor(&self.values)
-            .tensor(qkv)
-            .tensor(&plan.offsets)
-            .tensor(slots)
-            .tensor(&plan.first)
-            .sizes([heads.heads, heads.kv_heads, heads.size, self.capacity])
-            .run()?;
+    fn attention_on(&self, gpu: &Gpu, qkv: &Tensor, rows: &Continued, heads: Heads) -> Result<Tensor> {
+        let kernels = Kernels::of(qkv, heads)?;
         let out = Tensor::empty(qkv.device(), qkv.dtype(), &[qkv.rows(), heads.heads * heads.size])?;
-        let launch = if one_each {
-            let blocks = heads.kv_heads * heads.group().div_ceil(16);
-            Launch::new(gpu, kernels.decode).grid([blocks, batch, 1], 32)
-        } else {
-            Launch::new(gpu, kernels.cached).grid([heads.heads, plan.tiles.rows(), 1], THREADS)
+        let plan = if rows.one_each { None } else { Some(rows.sequences.plan()?) };
+        let launch = match plan {
+            None => {
+                Launch::new(gpu, kernels.decode).grid([heads.kv_heads * heads.group().div_ceil(16), qkv.rows(), 1], 32)
+            }
+            Some(plan) => Launch::new(gpu, kernels.cached).grid([heads.heads, plan.tiles.rows(), 1], THREADS),
         };
         let launch = launch.shared(kernels.shared[0]).out(&out).tensor(qkv).tensor(&self.keys).tensor(&self.values);
-        let launch = if one_each {
-            launch.tensor(slots).tensor(&plan.first)
-        } else {
-            launch.tensor(&plan.offsets).tensor(slots).tensor(&plan.first).tensor(&plan.tiles)
+        let launch = match plan {
+            None => launch.tensor(&rows.slots).tensor(&rows.first),
+            Some(plan) => launch.tensor(&plan.offsets).tensor(&rows.slots).tensor(&rows.first).tensor(&plan.tiles),
         };
         launch.sizes([heads.heads, heads.kv_heads, heads.size, self.capacity]).scalar(scale(heads)).run()?;
         Ok(out)
-    }
-}
-
-/// Which slots of a cache the sequences of a batch continue, and how many positions each holds already.
-#[derive(Debug)]
-pub(crate) struct CacheRows<'a> {
-    slots: &'a [usize],
-    lengths: &'a [usize],
-    /// The slots, [B], i32.
-    on_gpu: Option<Tensor>,
-}
-
-impl<'a> CacheRows<'a> {
-    pub(crate) fn new(device: &Device, slots: &'a [usize], lengths: &'a [usize]) -> Result<Self> {
-        let on_gpu = match device {
-            Device::Cpu => None,
-            Device::Gpu(_) => {
-                Some(Tensor::new(device, &[slots.len()], slots.iter().map(|s| *s as i32).collect::<Vec<_>>())?)
-            }
-        };
-        Ok(Self { slots, lengths, on_gpu })
     }
 }

@@ -1,6 +1,6 @@
-//! Sums: the residual stream, and a loss from per-token terms.
+//! Sums: the residual stream, and statistics from per-token terms.
 
-use crate::autograd::record;
+use crate::autograd::{record, refuse_grad};
 use crate::cpu;
 use crate::device::kernel::{ELEMENTWISE, Entry, Kernel};
 use crate::device::launch::Launch;
@@ -12,9 +12,7 @@ use crate::tensor::{Tensor, floats};
 
 const ADD: Kernel = Kernel::new(&ELEMENTWISE, "add_bf16", "add_f32");
 const COPY_COLUMNS: Kernel = Kernel::new(&ELEMENTWISE, "copy_columns_bf16", "copy_columns_f32");
-const FILL_F32: Entry = Entry::new(&ELEMENTWISE, "fill_f32");
-const SCALE_F32: Entry = Entry::new(&ELEMENTWISE, "scale_f32");
-const SCALED_SUM_F32: Entry = Entry::new(&ELEMENTWISE, "scaled_sum_f32");
+const ROW_SUMS_F32: Entry = Entry::new(&ELEMENTWISE, "row_sums_f32");
 
 /// a + b, of equal shapes. Backward: both receive dout.
 pub(crate) fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
@@ -39,60 +37,23 @@ pub(crate) fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     Ok(out)
 }
 
-/// scale times the sum of all elements, as a tensor of one element. Backward: every element receives scale dout.
-pub(crate) fn scaled_sum(inp: &Tensor, scale: f64) -> Result<Tensor> {
-    let mut out = match inp.device() {
-        Device::Cpu => {
-            let sum: f64 = inp.to_f64()?.iter().sum();
-            Tensor::from_f64(inp.device(), inp.dtype(), &[1], &[sum * scale])?
-        }
+/// The sums [R] of the rows of inp [R, n]: statistics, without a gradient.
+pub(crate) fn row_sums(inp: &Tensor) -> Result<Tensor> {
+    refuse_grad("row_sums", &[inp])?;
+    match inp.device() {
+        Device::Cpu => floats!(inp, T => {
+            let mut out = vec![T::default(); inp.rows()];
+            cpu::elementwise::row_sums(&mut out, &inp.read::<T>());
+            Tensor::new(inp.device(), &[inp.rows()], out)
+        }),
         Device::Gpu(gpu) => {
-            check("scaled_sum", inp.dtype() == DType::F32, &[inp])?;
-            let out = Tensor::empty(inp.device(), DType::F32, &[1])?;
-            Launch::new(gpu, SCALED_SUM_F32)
-                .blocks(1, reduction_threads(inp.len()))
+            check("row_sums", inp.dtype() == DType::F32, &[inp])?;
+            let out = Tensor::empty(inp.device(), DType::F32, &[inp.rows()])?;
+            Launch::new(gpu, ROW_SUMS_F32)
+                .blocks(inp.rows(), reduction_threads(inp.width()))
                 .out(&out)
                 .tensor(inp)
-                .long(inp.len())
-                .scalar(scale)
-                .run()?;
-            out
-        }
-    };
-    let (dtype, shape) = (inp.dtype(), inp.shape().to_vec());
-    let rule = move |grads: &[Option<Tensor>]| Ok(vec![Some(filled(dout(grads, 0)?, scale, dtype, &shape)?)]);
-    record("scaled_sum", std::slice::from_mut(&mut out), &[inp], Box::new(rule));
-    Ok(out)
-}
-
-/// A tensor of `shape` whose elements are all scale times value [1].
-fn filled(value: &Tensor, scale: f64, dtype: DType, shape: &[usize]) -> Result<Tensor> {
-    let n = shape.iter().product();
-    match value.device() {
-        Device::Cpu => Tensor::from_f64(value.device(), dtype, shape, &vec![value.to_f64()?[0] * scale; n]),
-        Device::Gpu(gpu) => {
-            let out = Tensor::empty(value.device(), DType::F32, shape)?;
-            elementwise_launch(gpu, FILL_F32, &out, n).tensor(value).long(n).scalar(scale).run()?;
-            Ok(out)
-        }
-    }
-}
-
-/// inp times factor [1], both f32 on a GPU: a gradient made for dloss = 1, once dloss is known.
-pub(crate) fn scaled(inp: &Tensor, factor: &Tensor) -> Result<Tensor> {
-    match inp.device() {
-        Device::Cpu => {
-            let factor = factor.to_f64()?[0];
-            let values: Vec<f64> = inp.to_f64()?.into_iter().map(|x| x * factor).collect();
-            Tensor::from_f64(inp.device(), inp.dtype(), inp.shape(), &values)
-        }
-        Device::Gpu(gpu) => {
-            let out = Tensor::empty(inp.device(), DType::F32, inp.shape())?;
-            elementwise_launch(gpu, SCALE_F32, &out, inp.len())
-                .tensor(inp)
-                .tensor(factor)
-                .long(inp.len())
-                .scalar(1.0)
+                .long(inp.width())
                 .run()?;
             Ok(out)
         }

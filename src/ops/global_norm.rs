@@ -17,15 +17,11 @@ const PIECE: usize = 16384;
 /// Blocks of the first launch at most; they take the pieces in turns.
 const BLOCKS_MAX: usize = 1024;
 
-/// What clipping found out about a gradient.
+/// What clipping found out about a gradient; it stays on the device until somebody reads it.
 #[derive(Debug)]
 pub(crate) struct Clip {
-    /// Before clipping.
-    pub(crate) norm: f64,
-    /// What the gradient is to be multiplied with.
-    pub(crate) scale: f64,
-    /// On a GPU: scale, 1 if the norm is finite, norm; [3], f32.
-    pub(crate) state: Option<Tensor>,
+    /// What the gradient is to be multiplied with, 1 if its norm is finite (else 0), the norm before clipping; [3].
+    pub(crate) state: Tensor,
 }
 
 /// The norm of all elements, and the scale that brings it down to `max_norm` (0: no limit).
@@ -34,7 +30,8 @@ pub(crate) fn clip(inp: &Tensor, max_norm: f64) -> Result<Clip> {
         Device::Cpu => floats!(inp, T => {
             let norm = cpu::global_norm::forward::<T>(&inp.read());
             let scale = if max_norm > 0.0 { (max_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
-            Ok(Clip { norm, scale, state: None })
+            let state = vec![scale, f64::from(u8::from(norm.is_finite())), norm];
+            Ok(Clip { state: Tensor::new(inp.device(), &[3], state)? })
         }),
         Device::Gpu(gpu) => {
             let count = inp.len().div_ceil(PIECE);
@@ -53,8 +50,7 @@ pub(crate) fn clip(inp: &Tensor, max_norm: f64) -> Result<Clip> {
                 .size(count)
                 .scalar(max_norm)
                 .run()?;
-            let values = state.to_f64()?;
-            Ok(Clip { norm: values[2], scale: values[0], state: Some(state) })
+            Ok(Clip { state })
         }
     }
 }

@@ -1,12 +1,14 @@
 //! Every operation's backward rule against central differences of its forward, in f64, at several shapes.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::autograd::{Grad, Origin, backward, record};
+use crate::autograd::{Grad, Origin, Root, backward, checkpoint, record};
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::ops::attention::{Heads, Sequences, attention};
+use crate::ops::token_logprobs::Objective;
 use crate::ops::{elementwise, embedding, gelu, layer_norm, matmul, pairwise_loss, ppo_loss, rms_norm, rope, swiglu};
 use crate::ops::{scalar_head, token_logprobs};
 use crate::random::{Philox, Stage};
@@ -49,14 +51,26 @@ fn weighted(outputs: &[Tensor]) -> Tensor {
 
 /// Compares all gradients of `forward` at random inputs of these shapes; returns the worst relative error.
 fn worst_error(shapes: &[&[usize]], forward: &dyn Fn(&[Tensor]) -> Result<Vec<Tensor>>) -> f64 {
+    worst_error_of_root(shapes, &|inputs| {
+        let loss = weighted(&forward(inputs)?);
+        let value = loss.to_f64()?[0];
+        Ok((value, Root::new([(&loss, tensor(&[1], &[1.0]))])))
+    })
+}
+
+/// A loss that is a root: its value and its gradients.
+type Loss<'a> = &'a dyn Fn(&[Tensor]) -> Result<(f64, Root)>;
+
+/// The same of a loss that is a root.
+fn worst_error_of_root(shapes: &[&[usize]], loss: Loss<'_>) -> f64 {
     let values: Vec<Vec<f64>> = shapes.iter().enumerate().map(|(i, s)| random(s.iter().product(), i as u32)).collect();
     let inputs: Vec<Tensor> = shapes.iter().zip(&values).map(|(s, v)| parameter(s, v)).collect();
-    backward(weighted(&forward(&inputs).unwrap())).unwrap();
+    loss(&inputs).unwrap().1.backward().unwrap();
     let evaluate = |at: usize, i: usize, delta: f64| {
         let mut values = values.clone();
         values[at][i] += delta;
         let inputs: Vec<Tensor> = shapes.iter().zip(&values).map(|(s, v)| tensor(s, v)).collect();
-        weighted(&forward(&inputs).unwrap()).to_f64().unwrap()[0]
+        loss(&inputs).unwrap().0
     };
     let mut worst = 0.0f64;
     for (at, input) in inputs.iter().enumerate() {
@@ -75,6 +89,11 @@ fn worst_error(shapes: &[&[usize]], forward: &dyn Fn(&[Tensor]) -> Result<Vec<Te
 
 fn assert_gradients(name: &str, shapes: &[&[usize]], forward: &dyn Fn(&[Tensor]) -> Result<Vec<Tensor>>) {
     let worst = worst_error(shapes, forward);
+    assert!(worst <= TOLERANCE, "{name} {shapes:?}: relative error {worst:e}");
+}
+
+fn assert_root_gradients(name: &str, shapes: &[&[usize]], loss: Loss<'_>) {
+    let worst = worst_error_of_root(shapes, loss);
     assert!(worst <= TOLERANCE, "{name} {shapes:?}: relative error {worst:e}");
 }
 
@@ -104,7 +123,6 @@ fn sums() {
     for n in [1, 7, 130] {
         assert_gradients("add", &[&[n, 3], &[n, 3]], &|t| Ok(vec![elementwise::add(&t[0], &t[1])?]));
         assert_gradients("add to itself", &[&[n, 3]], &|t| Ok(vec![elementwise::add(&t[0], &t[0])?]));
-        assert_gradients("scaled_sum", &[&[n, 3]], &|t| Ok(vec![elementwise::scaled_sum(&t[0], -0.3)?]));
     }
 }
 
@@ -180,21 +198,45 @@ fn attention_over_a_long_sequence() {
     assert_gradients("attention", &[&[70, heads.row()]], &|t| Ok(vec![attention(&t[0], &sequences, heads)?]));
 }
 
+/// The exact log-probabilities less these are the old ones: ratios inside their range and outside, none at a border.
+const AWAY: [f64; 5] = [0.1, -0.7, 0.9, -0.2, 0.3];
+
 #[test]
-fn head_and_log_probabilities() {
-    for (n, v, c) in [(1, 1, 1), (1, 9, 3), (6, 17, 5), (70, 3, 2)] {
+fn head_losses() {
+    // A vocabulary of one token has gradients of zero, which no relative error can measure.
+    for (n, v, c) in [(1, 2, 1), (1, 9, 3), (6, 17, 5), (70, 3, 2)] {
         let targets: Vec<i32> = (0..n).map(|i| ((i * 7) % v) as i32).collect();
+        let targets = ints(&targets);
         for temperature in [1.0, 0.7] {
-            assert_gradients("token_logprobs", &[&[n, c], &[v, c]], &|t| {
-                let out = token_logprobs::token_logprobs(&t[0], &t[1], &ints(&targets), temperature)?;
-                // A vocabulary of one token has gradients of zero, which no relative error can measure.
-                if v == 1 {
-                    Ok(vec![out.logprobs, elementwise::add(&t[0], &t[0])?, matmul::linear(&t[0], &t[1], None)?])
-                } else {
-                    Ok(vec![out.logprobs, out.entropy])
-                }
-            });
+            let (x, w) = (tensor(&[n, c], &random(n * c, 0)), tensor(&[v, c], &random(v * c, 1)));
+            let exact = token_logprobs::token_logprobs(&x, &w, &targets, temperature).unwrap().logprobs;
+            let old: Vec<f64> = exact.to_f64().unwrap().iter().zip(AWAY.iter().cycle()).map(|(l, a)| l - a).collect();
+            let (old_logprobs, advantages) = (&tensor(&[n], &old), &tensor(&[n], &random(n, 32)));
+            let clipped = |dual_clip| {
+                let coefficients = coefficients(n, dual_clip);
+                Objective::Clipped { old_logprobs, advantages, coefficients, entropy_coef: 0.4 }
+            };
+            let check = |name: &str, objective: &Objective<'_>| {
+                assert_root_gradients(name, &[&[n, c], &[v, c]], &|t| {
+                    let loss = token_logprobs::loss(&t[0], &t[1], &targets, temperature, objective)?;
+                    Ok((loss.value()?, loss.root))
+                });
+            };
+            check("likelihood", &Objective::Likelihood { scale: 0.3 });
+            check("clipped", &clipped(None));
+            check("clipped twice", &clipped(Some(1.3)));
         }
+    }
+}
+
+fn coefficients(n: usize, dual_clip: Option<f64>) -> ppo_loss::Coefficients {
+    ppo_loss::Coefficients {
+        cliprange_low: 0.4,
+        cliprange_high: 0.6,
+        cliprange_value: 0.7,
+        vf_coef: 0.3,
+        dual_clip,
+        scale: 1.0 / n as f64,
     }
 }
 
@@ -202,28 +244,19 @@ fn head_and_log_probabilities() {
 fn pairwise() {
     for p in [1, 5, 70] {
         let margin = tensor(&[p], &random(p, 50));
-        assert_gradients("pairwise_loss", &[&[2 * p]], &|t| {
-            Ok(vec![pairwise_loss::pairwise_loss(&t[0], &margin, 0.03, 1.0 / p as f64)?.0])
+        assert_root_gradients("pairwise_loss", &[&[2 * p]], &|t| {
+            let loss = pairwise_loss::pairwise_loss(&t[0], &margin, 0.03, 1.0 / p as f64)?;
+            Ok((loss.loss.to_f64()?[0], loss.root))
         });
     }
 }
 
 #[test]
 fn ppo() {
-    for n in [1, 9, 130] {
+    for n in [5, 9, 130] {
         let constant = |stream| tensor(&[n], &random(n, stream));
         for dual_clip in [None, Some(1.3)] {
-            let coefficients = ppo_loss::Coefficients {
-                cliprange_low: 0.6,
-                cliprange_high: 0.9,
-                cliprange_value: 0.7,
-                vf_coef: 0.3,
-                dual_clip,
-                scale: 1.0 / n as f64,
-            };
-            assert_gradients("ppo_loss", &[&[n], &[n]], &|t| {
-                // The inputs pass through an addition, so that a clipped token's zero gradient is measured beside
-                // others.
+            assert_root_gradients("ppo_loss", &[&[n], &[n]], &|t| {
                 let tokens = ppo_loss::Tokens {
                     logprobs: t[0].clone(),
                     old_logprobs: constant(31),
@@ -232,9 +265,83 @@ fn ppo() {
                     old_values: constant(33),
                     returns: constant(34),
                 };
-                let (loss, _) = ppo_loss::ppo_loss(&tokens, coefficients)?;
-                Ok(vec![loss, elementwise::add(&t[0], &t[1])?])
+                let loss = ppo_loss::ppo_loss(&tokens, &coefficients(n, dual_clip))?;
+                Ok((loss.loss.to_f64()?[0], loss.root))
             });
         }
     }
+}
+
+/// An MLP block whose weights t[1], t[2] are parameters of the segment and not its inputs.
+fn segment(t: &[Tensor]) -> impl Fn(&[Tensor]) -> Result<Vec<Tensor>> + Send + Sync + 'static {
+    let (up, down) = (t[1].clone(), t[2].clone());
+    move |x| {
+        let active = gelu::gelu(&matmul::linear(&x[0], &up, None)?)?;
+        Ok(vec![matmul::linear(&active, &down, None)?, elementwise::add(&x[0], &active)?])
+    }
+}
+
+const SEGMENT: &[&[usize]] = &[&[3, 4], &[4, 4], &[4, 4]];
+
+#[test]
+fn segments_that_run_again() {
+    assert_gradients("checkpoint", SEGMENT, &|t| checkpoint(&[&t[0]], segment(t)));
+    // The weights inside are used outside too, before and after, and the input passes by the segment.
+    assert_gradients("shared parameters", SEGMENT, &|t| {
+        let before = matmul::linear(&t[0], &t[1], None)?;
+        let inside = checkpoint(&[&before], segment(t))?;
+        let after = elementwise::add(&matmul::linear(&inside[0], &t[2], None)?, &before)?;
+        Ok(vec![after, inside[1].clone()])
+    });
+    assert_gradients("a segment in a segment", SEGMENT, &|t| {
+        let (outer, inner) = (segment(t), Arc::new(segment(t)));
+        checkpoint(&[&t[0]], move |x| {
+            let inner = inner.clone();
+            let first = checkpoint(&[&x[0]], move |x| inner(x))?;
+            outer(&[elementwise::add(&first[0], &first[1])?])
+        })
+    });
+    // An output without a gradient, and an input of which nothing is asked.
+    assert_gradients("one of two outputs", SEGMENT, &|t| Ok(vec![checkpoint(&[&t[0]], segment(t))?.remove(0)]));
+    assert_gradients("no input with a gradient", &SEGMENT[1..], &|t| {
+        let all = [tensor(&[3, 4], &random(12, 40)), t[0].clone(), t[1].clone()];
+        checkpoint(&[&all[0]], segment(&all))
+    });
+}
+
+#[test]
+fn recipes() {
+    assert_gradients("again", SEGMENT, &|t| {
+        let up = matmul::linear(&t[0], &t[1], None)?;
+        let saved = up.detach();
+        let active = gelu::gelu(&up)?.again(move || gelu::gelu(&saved));
+        Ok(vec![matmul::linear(&active, &t[2], None)?])
+    });
+}
+
+/// What runs again must be what ran: a second run with other values shows in the gradients.
+#[test]
+fn a_second_run_that_differs_is_found() {
+    let wrong = |t: &[Tensor]| {
+        let (runs, segment) = (AtomicUsize::new(0), segment(t));
+        checkpoint(&[&t[0]], move |x| {
+            let again = runs.fetch_add(1, Ordering::Relaxed) > 0;
+            if again { segment(&[elementwise::add(&x[0], &x[0])?]) } else { segment(x) }
+        })
+    };
+    assert!(worst_error(SEGMENT, &wrong) > 0.1);
+    let wrong = |t: &[Tensor]| {
+        let up = matmul::linear(&t[0], &t[1], None)?;
+        let active = gelu::gelu(&up)?.again(|| Ok(tensor(&[3, 4], &[1.0; 12])));
+        Ok(vec![matmul::linear(&active, &t[2], None)?])
+    };
+    assert!(worst_error(SEGMENT, &wrong) > 0.1);
+}
+
+#[test]
+fn an_activation_that_is_no_input_is_refused() {
+    let x = parameter(&[3, 4], &random(12, 41));
+    let outside = elementwise::add(&x, &x).unwrap();
+    let outputs = checkpoint(&[&x], move |x| Ok(vec![elementwise::add(&x[0], &outside)?])).unwrap();
+    assert_eq!(backward(weighted(&outputs)).unwrap_err().id(), "checkpoint-input");
 }

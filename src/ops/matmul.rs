@@ -1,5 +1,6 @@
 //! The linear layer: y = x W^T + b, weights [out, in]. Backward: dx = dy W, dW = dy^T x, db = sum over rows of dy; the
-//! parameters' gradients are accumulated into their slots by the product itself.
+//! parameters' gradients are accumulated into their slots by the product itself. Saved: x, or the recipe that it
+//! carries.
 
 use crate::autograd::{Grad, record};
 use crate::cpu;
@@ -29,12 +30,12 @@ pub(crate) fn linear(inp: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Re
     check("linear", shapes && bias.is_none_or(|b| b.len() == weight.rows()), &[inp, weight])?;
     let mut out = product(inp, weight, bias)?;
     let (slot, bias_slot) = (weight.slot()?, bias.map(Tensor::slot).transpose()?.flatten());
-    let (x, w, needs_dx) = (inp.detach(), weight.detach(), inp.needs_grad());
+    let (x, w, needs_dx) = (inp.keep(), weight.detach(), inp.needs_grad());
     let inputs = 2 + usize::from(bias.is_some());
     let rule = move |grads: &[Option<Tensor>]| {
         let dout = dout(grads, 0)?;
         if let Some(slot) = &slot {
-            weight_gradient(slot, dout, &x)?;
+            weight_gradient(slot, dout, &x.get()?)?;
         }
         if let Some(slot) = &bias_slot {
             bias_backward(slot, dout)?;
@@ -104,7 +105,7 @@ fn input_gradient(dout: &Tensor, weight: &Tensor) -> Result<Tensor> {
 }
 
 /// On a GPU: out = a b (+ bias), or out += a b, with factors used as they lie or transposed. A library of the driver's
-/// does it where there is one, else `kernels/gemm.cu`.
+/// does it where there is one and the device is not to be exact, else `kernels/gemm.cu`.
 pub(crate) fn multiply(
     out: &Tensor,
     [a, b]: [&Tensor; 2],
@@ -132,7 +133,9 @@ pub(crate) fn multiply(
         bias: bias.map(|b| b.place(gpu)).transpose()?.map_or(0, |place| place.0),
         accumulate,
     };
-    if m == 0 || n == 0 || gpu.driver().gemm(&gemm)? {
+    // x W^T is what forward passes multiply; the order of gradients' sums matters to nobody.
+    let ours = gpu.is_exact() && transposed == [false, true];
+    if m == 0 || n == 0 || (!ours && gpu.driver().gemm(&gemm)?) {
         return Ok(());
     }
     launch(gpu, &gemm, out, [a, b], bias)

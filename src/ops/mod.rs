@@ -2,6 +2,8 @@
 //! tensors live; nothing here knows what they mean.
 
 pub(crate) mod adamw;
+pub(crate) mod advance;
+pub(crate) mod append;
 pub(crate) mod attention;
 pub(crate) mod column_sum;
 pub(crate) mod elementwise;
@@ -24,9 +26,10 @@ pub(crate) mod whiten;
 #[cfg(test)]
 mod gradients;
 
-use crate::device::Gpu;
 use crate::device::kernel::Entry;
-use crate::device::launch::Launch;
+use crate::device::launch::{Launch, OnDevice};
+use crate::device::{Device, Gpu};
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 
@@ -39,12 +42,34 @@ pub(crate) fn check(operation: &str, condition: bool, shapes: &[&Tensor]) -> Res
     Err(Error::shape(format!("{operation} cannot work on {}", shapes.join(", "))))
 }
 
+/// Groups of items side by side on a CPU's cores: see [`crate::cpu::parallel::groups`].
+pub(crate) use crate::cpu::parallel::groups;
+
 /// The gradient of an output that must have one when its rule runs.
 pub(crate) fn dout(grads: &[Option<Tensor>], output: usize) -> Result<&Tensor> {
     grads
         .get(output)
         .and_then(Option::as_ref)
         .ok_or_else(|| Error::failure("no-gradient", "a rule ran without its gradient"))
+}
+
+/// The elements of f32 tensors of one device, in one download: they are gathered where they lie. (The host has them in
+/// any type.)
+pub(crate) fn read_together(tensors: &[Tensor]) -> Result<Vec<Vec<f64>>> {
+    let Some(Device::Gpu(gpu)) = tensors.first().map(Tensor::device) else {
+        return tensors.iter().map(Tensor::to_f64).collect();
+    };
+    let total = tensors.iter().map(Tensor::len).sum();
+    let room = Tensor::empty(tensors[0].device(), DType::F32, &[total])?;
+    let mut at = 0;
+    for tensor in tensors {
+        check("read_together", tensor.dtype() == DType::F32, &[tensor])?;
+        let (from, bytes) = tensor.place(gpu)?;
+        gpu.driver().copy(room.view(at, tensor.shape())?.place(gpu)?.0, from, bytes as usize)?;
+        at += tensor.len();
+    }
+    let mut values = room.to_f64()?.into_iter();
+    Ok(tensors.iter().map(|tensor| values.by_ref().take(tensor.len()).collect()).collect())
 }
 
 /// Threads of a block of an element-wise kernel.
@@ -93,8 +118,26 @@ impl RowPlan {
 mod tests {
     use super::*;
     use crate::config::KlEstimator;
-    use crate::device::Device;
-    use crate::dtype::DType;
+
+    /// A norm that runs again takes the rounded sum that the fused kernel wrote.
+    #[test]
+    fn the_norm_of_the_sum_is_the_fused_norm() {
+        let emulated = Device::parse("emulated").unwrap();
+        for device in [Device::Cpu, emulated.clone(), emulated.in_f32()] {
+            let tensor = |shape: &[usize], unit: f32| {
+                let values = (0..shape.iter().product()).map(|i: usize| (i as f32 * unit).sin()).collect();
+                Tensor::from_f32(&device, device.dtype(), shape, values).unwrap()
+            };
+            let (x, delta, w, b) =
+                (tensor(&[5, 72], 0.7), tensor(&[5, 72], 1.3), tensor(&[72], 0.9), tensor(&[72], 2.1));
+            let bits = |t: &Tensor| t.to_f32().unwrap().iter().map(|x| x.to_bits()).collect::<Vec<u32>>();
+            let (sum, fused) = rms_norm::add_rms_norm(&x, &delta, &w, 1e-5).unwrap();
+            assert_eq!(bits(&fused), bits(&rms_norm::rms_norm(&sum, &w, 1e-5).unwrap()), "{device:?}");
+            let (sum, fused) = layer_norm::add_layer_norm(&x, &delta, [&w, &b], 1e-5).unwrap();
+            assert_eq!(bits(&fused), bits(&layer_norm::layer_norm(&sum, [&w, &b], 1e-5).unwrap()), "{device:?}");
+            assert_ne!(bits(&fused), bits(&layer_norm::layer_norm(&x, [&w, &b], 1e-5).unwrap()), "{device:?}");
+        }
+    }
 
     /// A kernel would read beyond its tensors, and on a card nobody would tell.
     #[test]

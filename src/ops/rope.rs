@@ -4,6 +4,7 @@
 
 use crate::autograd::record;
 use crate::cpu;
+use crate::cpu::attention::Heads;
 use crate::device::Device;
 use crate::device::kernel::{Kernel, ROPE};
 use crate::dtype::DType;
@@ -14,6 +15,13 @@ use crate::tensor::{Tensor, floats};
 /// Heads that a thread turns by the same angles.
 const HEADS: usize = 4;
 const ROPE_FORWARD: Kernel = Kernel::new(&ROPE, "rope_bf16", "rope_f32");
+
+/// Queries and keys of qkv [N, (NH + 2 NKV) HD] turned, values as they are.
+pub(crate) fn queries_keys(qkv: &Tensor, table: &Tensor, positions: &Tensor, heads: Heads) -> Result<Tensor> {
+    let shape = qkv.shape().to_vec();
+    let by_head = qkv.clone().reshape(&[qkv.rows(), heads.heads + 2 * heads.kv_heads, heads.size])?;
+    rope(&by_head, table, positions, heads.heads + heads.kv_heads)?.reshape(&shape)
+}
 
 /// out [N, heads, HD]: the first `turned` heads of inp turned, the others copied. `table` [positions, HD] holds HD/2
 /// cosines and HD/2 sines a position; `positions` [N] (i32) must lie inside it.

@@ -7,32 +7,42 @@ use crate::device::kernel::{Kernel, SAMPLE};
 use crate::device::launch::Launch;
 use crate::device::{Device, Gpu};
 use crate::dtype::DType;
-use crate::error::{Code, Error, Result};
+use crate::error::Result;
 use crate::ops::check;
 use crate::tensor::{Tensor, floats};
 
 const SAMPLE_KERNEL: Kernel = Kernel::new(&SAMPLE, "sample_bf16", "sample_f32");
 
-/// tokens [R] from logits [R, V] and one uniform in [0, 1) per row. Logits that are not finite are an error: sampling
-/// from them would mean nothing.
-pub(crate) fn sample(logits: &Tensor, uniforms: &[f32], sampling: &Sampling) -> Result<Vec<i32>> {
+/// What was drawn from R rows of logits.
+pub(crate) struct Drawn {
+    /// [R], i32.
+    pub(crate) tokens: Tensor,
+    /// [R], i32: the first token whose logit is not finite, or -1. Then the row's token means nothing.
+    pub(crate) bad: Tensor,
+}
+
+/// A token for each row of logits [R, V], by one uniform in [0, 1) a row, [R].
+pub(crate) fn sample(logits: &Tensor, uniforms: &Tensor, sampling: &Sampling) -> Result<Drawn> {
     refuse_grad("sample", &[logits])?;
-    check("sample", uniforms.len() == logits.rows() && sampling.temperature >= 0.0, &[logits])?;
+    let shapes = uniforms.len() == logits.rows() && uniforms.dtype() == DType::F32;
+    check("sample", shapes && sampling.temperature >= 0.0, &[logits, uniforms])?;
     match logits.device() {
         Device::Cpu => floats!(logits, T => {
-            let data = logits.read::<T>();
-            if let Some(at) = data.iter().position(|x| !x.is_finite()) {
-                return Err(not_finite(at / logits.width(), at % logits.width()));
+            let (data, vocabulary) = (logits.read::<T>(), logits.width());
+            let first = |row: &[T]| row.iter().position(|x| !x.is_finite()).map_or(-1, |id| id as i32);
+            let bad: Vec<i32> = data.chunks_exact(vocabulary).map(first).collect();
+            let mut tokens = vec![0; bad.len()];
+            if bad.iter().all(|id| *id < 0) {
+                cpu::sample::forward(&mut tokens, &data, &uniforms.read(), vocabulary, sampling);
             }
-            let mut tokens = vec![0; logits.rows()];
-            cpu::sample::forward(&mut tokens, &data, uniforms, logits.width(), sampling);
-            Ok(tokens)
+            let ints = |values: Vec<i32>| Tensor::new(logits.device(), &[values.len()], values);
+            Ok(Drawn { tokens: ints(tokens)?, bad: ints(bad)? })
         }),
         Device::Gpu(gpu) => draw(gpu, logits, uniforms, sampling),
     }
 }
 
-fn draw(gpu: &Gpu, logits: &Tensor, uniforms: &[f32], sampling: &Sampling) -> Result<Vec<i32>> {
+fn draw(gpu: &Gpu, logits: &Tensor, uniforms: &Tensor, sampling: &Sampling) -> Result<Drawn> {
     let (rows, vocabulary) = (logits.rows(), logits.width());
     let greedy = sampling.temperature == 0.0;
     let ints = || Tensor::empty(logits.device(), DType::I32, &[rows]);
@@ -47,21 +57,12 @@ fn draw(gpu: &Gpu, logits: &Tensor, uniforms: &[f32], sampling: &Sampling) -> Re
         .out(&tokens)
         .out(&bad)
         .tensor(logits)
-        .tensor(&Tensor::new(logits.device(), &[rows], uniforms.to_vec())?)
+        .tensor(uniforms)
         .sizes([vocabulary, vocabulary])
         .scalar(if greedy { 1.0 } else { 1.0 / sampling.temperature })
         .flag(greedy)
         .size(sampling.top_k.min(vocabulary))
         .scalar(sampling.top_p)
         .run()?;
-    match bad.to_i32()?.iter().enumerate().find(|(_, id)| **id >= 0) {
-        Some((row, id)) => Err(not_finite(row, *id as usize)),
-        None => tokens.to_i32(),
-    }
-}
-
-fn not_finite(row: usize, id: usize) -> Error {
-    Error::new(Code::NonFinite, "logits-not-finite", "a logit is not a finite number")
-        .at(format!("row {row} of the batch, token id {id}"))
-        .fix("the weights or activations have overflowed: check the model, lower the learning rate")
+    Ok(Drawn { tokens, bad })
 }

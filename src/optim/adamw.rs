@@ -38,23 +38,38 @@ impl AdamW {
         Ok(Self { settings, decayed, m: zeros()?, v: zeros()?, steps: 0 })
     }
 
-    /// Moves `params` against `grads` at learning rate `lr`, and their copy `rounded` with them; returns the gradient's
-    /// norm before clipping.
+    /// Both moments.
+    pub(crate) fn moments(&self) -> [&Tensor; 2] {
+        [&self.m, &self.v]
+    }
+
+    /// Queues the move of `params` against `grads` at learning rate `lr`, and of their copy `rounded`. Nothing
+    /// changes if the gradient is not finite: the state [3] that comes back tells [`AdamW::settle`], which must follow.
+    ///
+    /// # Errors
+    /// Of the device.
+    pub(crate) fn step(&self, params: &Tensor, rounded: Option<&Tensor>, grads: &Tensor, lr: f64) -> Result<Tensor> {
+        let Settings { beta1, beta2, eps, weight_decay, max_grad_norm } = self.settings;
+        let clip = ops::global_norm::clip(grads, max_grad_norm)?;
+        let step = Step { lr, beta1, beta2, eps, weight_decay, t: self.steps + 1 };
+        let weights = Weights { masters: params, rounded, decayed: self.decayed };
+        ops::adamw::adamw(&weights, [&self.m, &self.v], grads, &step, &clip)?;
+        Ok(clip.state)
+    }
+
+    /// Counts the step of which this is the state; returns the gradient's norm before clipping.
     ///
     /// # Errors
     /// A gradient that is not finite; parameters and moments are as they were.
-    pub(crate) fn step(&mut self, params: &Tensor, rounded: Option<&Tensor>, grads: &Tensor, lr: f64) -> Result<f64> {
-        let Settings { beta1, beta2, eps, weight_decay, max_grad_norm } = self.settings;
-        let clip = ops::global_norm::clip(grads, max_grad_norm)?;
-        if !clip.norm.is_finite() {
-            return Err(Error::new(Code::NonFinite, "gradient-not-finite", "a gradient is not a finite number")
+    pub(crate) fn settle(&mut self, state: &[f64]) -> Result<f64> {
+        match state {
+            [_, _, norm] if norm.is_finite() => {
+                self.steps += 1;
+                Ok(*norm)
+            }
+            _ => Err(Error::new(Code::NonFinite, "gradient-not-finite", "a gradient is not a finite number")
                 .because("the loss or an activation has overflowed; the parameters are as they were before this step")
-                .fix("lower the learning rate, or look at the data of this step"));
+                .fix("lower the learning rate, or look at the data of this step")),
         }
-        self.steps += 1;
-        let step = Step { lr, beta1, beta2, eps, weight_decay, t: self.steps };
-        let weights = Weights { masters: params, rounded, decayed: self.decayed };
-        ops::adamw::adamw(&weights, [&self.m, &self.v], grads, &step, &clip)?;
-        Ok(clip.norm)
     }
 }

@@ -295,6 +295,10 @@ impl Allocation {
 #[derive(Default)]
 pub struct Memory {
     allocations: Vec<Option<Allocation>>,
+    /// Allocations of which a part must be written by the next launch.
+    expecting: Vec<usize>,
+    allocated: u64,
+    peak: u64,
     launch: u16,
     /// Atomics on global memory take turns here.
     pub(super) turn: Mutex<()>,
@@ -312,6 +316,8 @@ impl Memory {
             return Err(Error::at(Kind::Launch, 0, format!("cannot allocate {bytes} bytes for `{name}`")));
         }
         self.allocations.push(Some(Allocation::new(name, bytes)));
+        self.allocated += bytes;
+        self.peak = self.peak.max(self.allocated);
         Ok((self.allocations.len() as u64) << TAG_SHIFT)
     }
 
@@ -320,7 +326,7 @@ impl Memory {
         let (index, offset) = Self::split(address);
         match self.allocations.get_mut(index) {
             Some(slot @ Some(_)) if offset == 0 => {
-                *slot = None;
+                self.allocated -= slot.take().map_or(0, |allocation| allocation.bytes);
                 Ok(())
             }
             _ => Err(Error::at(Kind::OutOfBounds, 0, format!("free of {address:#x}, which is no allocation"))),
@@ -405,6 +411,7 @@ impl Memory {
         let (index, offset) = Self::split(address);
         if let Some(Some(allocation)) = self.allocations.get_mut(index) {
             allocation.expected.push((offset, offset + bytes));
+            self.expecting.push(index);
         }
         Ok(())
     }
@@ -415,9 +422,19 @@ impl Memory {
         Ok(allocation.unwritten(offset, offset + bytes).map(|at| at - offset))
     }
 
+    /// Whether an allocation lies behind an address.
+    pub fn is_allocated(&self, address: u64) -> bool {
+        self.find(address).is_ok()
+    }
+
     /// Bytes allocated now.
     pub fn allocated(&self) -> u64 {
-        self.allocations.iter().flatten().map(|a| a.bytes).sum()
+        self.allocated
+    }
+
+    /// The most bytes allocated at once since the last call, which begins anew from what is allocated now.
+    pub fn take_peak(&mut self) -> u64 {
+        std::mem::replace(&mut self.peak, self.allocated)
     }
 
     /// A new launch: its number marks what it touches. When numbers run out the marks are dropped.
@@ -433,7 +450,8 @@ impl Memory {
     /// The end of a launch: names an expected range that has unwritten bytes.
     pub(super) fn finish(&mut self) -> Option<Cause> {
         let mut found = None;
-        for allocation in self.allocations.iter_mut().flatten() {
+        for index in std::mem::take(&mut self.expecting) {
+            let Some(Some(allocation)) = self.allocations.get_mut(index) else { continue };
             for (from, to) in std::mem::take(&mut allocation.expected) {
                 if let Some(at) = allocation.unwritten(from, to) {
                     let what =

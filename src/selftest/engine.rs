@@ -79,6 +79,11 @@ impl Engine {
         Tensor::from_f64(&self.device, self.wide, shape, &values)
     }
 
+    /// The dtype of the case.
+    pub(crate) fn case(&self) -> DType {
+        self.case
+    }
+
     /// The value as the plain evaluation and a device store it; f64 in the golden one.
     pub(crate) fn rounded(&self, x: f64) -> f64 {
         if self.float == DType::F64 { x } else { round_to(self.case, x) }
@@ -129,11 +134,6 @@ impl Engine {
     /// Walks back from `outputs`, which are f32 on a device, with normal output gradients.
     pub(crate) fn wide_backward(&self, outputs: &[&Tensor]) -> Result<()> {
         self.walk_back(outputs, |shape, values| self.wide(shape, values))
-    }
-
-    /// The gradient of output number `i` that [`Engine::wide_backward`] starts from.
-    pub(crate) fn wide_dout(&self, i: u32, shape: &[usize]) -> Result<Tensor> {
-        self.wide(shape, &normal(shape.iter().product(), DOUT + i))
     }
 
     fn walk_back(&self, outputs: &[&Tensor], tensor: impl Fn(&[usize], &[f64]) -> Result<Tensor>) -> Result<()> {

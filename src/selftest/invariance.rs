@@ -6,10 +6,12 @@ use super::tests::{bits, emulated};
 use super::{Engine, Output};
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::ops::attention::{CacheRows, Heads, LayerCache, Sequences, attention};
+use crate::ops::append::{Continued, LayerCache, QueriesKeys};
+use crate::ops::attention::{Heads, Sequences, attention};
 use crate::ops::matmul::linear;
+use crate::ops::ppo_loss::Coefficients;
 use crate::ops::sample::{Sampling, sample};
-use crate::ops::token_logprobs::token_logprobs;
+use crate::ops::token_logprobs::{HeadLoss, Objective, loss, token_logprobs};
 use crate::ops::{gelu, layer_norm, rms_norm, rope, scalar_head, swiglu};
 use crate::ptx::Options;
 use crate::tensor::Tensor;
@@ -50,6 +52,15 @@ fn both(e: &Engine, rows: &[u32], x: &Tensor, out: &Tensor) -> Result<Vec<Output
     e.backward_with(&[out], vec![Some(dout)])?;
     Ok(vec![forward, e.gradient("dinp", x)?])
 }
+
+const COEFFICIENTS: Coefficients = Coefficients {
+    cliprange_low: 0.2,
+    cliprange_high: 0.2,
+    cliprange_value: 0.2,
+    vf_coef: 0.1,
+    dual_clip: None,
+    scale: 0.1,
+};
 
 /// Every row of every batch against the same row of the last batch. `operation` gives a row for each name.
 fn hold(name: &str, operation: impl Fn(&Engine, &[u32]) -> Result<Vec<Output>>) {
@@ -112,21 +123,50 @@ fn a_row_does_not_depend_on_its_batch() {
     hold("token_logprobs", |e, rows| {
         let x = rows_of(e, rows, 16, 1)?;
         let targets = e.ints(&rows.iter().map(|row| (row % 90) as i32).collect::<Vec<_>>())?;
-        let out = token_logprobs(&x, &weight(e, &[90, 16])?, &targets, 0.8)?;
-        let mut outputs = vec![e.wide_output("entropy", &out.entropy)?];
-        outputs.extend(both(e, rows, &x, &out.logprobs)?);
-        Ok(outputs)
+        let w = weight(e, &[90, 16])?;
+        let alone = token_logprobs(&x.detach(), &w, &targets, 0.8)?;
+        let column = |what| e.wide(&[rows.len()], &values(rows, 1, what));
+        let objective = Objective::Clipped {
+            old_logprobs: &alone.logprobs,
+            advantages: &column(5)?,
+            coefficients: COEFFICIENTS,
+            entropy_coef: 0.1,
+        };
+        let HeadLoss { root, rows: trained, .. } = loss(&x, &w, &targets, 0.8, &objective)?;
+        for (ours, theirs) in [(&trained.logprobs, &alone.logprobs), (&trained.entropy, &alone.entropy)] {
+            assert_eq!(bits(&ours.to_f64()?), bits(&theirs.to_f64()?), "what is trained is what a rollout stores");
+        }
+        root.backward()?;
+        let forward = [("logprobs", trained.logprobs), ("entropy", trained.entropy), ("hits", trained.hits)];
+        let forward = forward.iter().map(|(name, tensor)| e.wide_output(name, tensor));
+        forward.chain([e.gradient("dhidden", &x)]).collect()
     });
     hold("sample", |e, rows| {
         let uniforms: Vec<f32> = rows.iter().map(|row| *row as f32 / 130.0).collect();
         let sampling = Sampling { temperature: 0.9, top_k: 40, top_p: 0.95 };
-        let tokens = sample(&rows_of(e, rows, 90, 1)?.detach(), &uniforms, &sampling)?;
+        let uniforms = Tensor::new(&e.device, &[rows.len()], uniforms)?;
+        let tokens = sample(&rows_of(e, rows, 90, 1)?.detach(), &uniforms, &sampling)?.tokens.to_i32()?;
         Ok(vec![Output { name: "tokens", values: tokens.into_iter().map(f64::from).collect(), is_gradient: false }])
     });
 }
 
 /// Head counts and sizes: both sizes that the tensor cores have a form for, and one that is filled up.
-const HEADS: [[usize; 3]; 3] = [[4, 2, 64], [2, 1, 128], [3, 1, 40]];
+const HEADS: [[usize; 3]; 4] = [[4, 2, 64], [2, 1, 128], [3, 1, 40], [2, 1, 24]];
+
+/// Weights of norms and angles of positions, for [`before`].
+fn prepared(e: &Engine, heads: Heads) -> Result<[Tensor; 3]> {
+    let weight = |stream| e.tensor(&[heads.size], &normal(heads.size, stream));
+    let table = Tensor::from_f64(&e.device, DType::F32, &[160, heads.size], &normal(160 * heads.size, 7))?;
+    Ok([weight(8)?, weight(9)?, table])
+}
+
+/// Heads of 40 meet as they are, as in GPT-2; those of 128 are normalised and turned, as in Qwen3; the others turned.
+fn before([query, key, table]: &[Tensor; 3], heads: Heads) -> QueriesKeys<'_> {
+    QueriesKeys {
+        norms: (heads.size == 128).then_some(([query, key], 1e-5)),
+        table: (heads.size != 40).then_some(table),
+    }
+}
 
 /// Lengths of the sequences that a name stands for: a token, the tile (64) and its neighbours, more than two tiles.
 const LENGTHS: [usize; 6] = [1, 37, 64, 65, 150, 0];
@@ -151,7 +191,9 @@ fn trained(e: &Engine, sequences: &[usize], heads: Heads) -> Result<Vec<[Vec<f64
     let lengths: Vec<usize> = sequences.iter().map(|s| LENGTHS[*s]).collect();
     let n = lengths.iter().sum();
     let qkv = e.parameter(&[n, row], &packed(row, 1))?;
-    let out = attention(&qkv, &Sequences::new(&e.device, &lengths)?, heads)?;
+    let sequences = Sequences::new(&e.device, &lengths)?;
+    let turned = before(&prepared(e, heads)?, heads).apply(&qkv, &sequences.positions, heads)?;
+    let out = attention(&turned, &sequences, heads)?;
     let forward = out.to_f64()?;
     e.backward_with(&[&out], vec![Some(e.tensor(&[n, wide], &packed(wide, 2))?)])?;
     let dqkv = e.gradient("dqkv", &qkv)?.values;
@@ -185,6 +227,7 @@ fn continued(e: &Engine, heads: Heads, steps: &[[usize; 2]]) -> Result<[Vec<f64>
     let (row, wide) = (heads.row(), heads.heads * heads.size);
     let dtype = e.tensor(&[1], &[0.0])?.dtype();
     let cache = LayerCache::new(&e.device, dtype, 3, 160, heads)?;
+    let prepared = prepared(e, heads)?;
     let (mut lengths, mut outs) = ([0, 0], [Vec::new(), Vec::new()]);
     for new in steps {
         let mut qkv = Vec::new();
@@ -192,9 +235,8 @@ fn continued(e: &Engine, heads: Heads, steps: &[[usize; 2]]) -> Result<[Vec<f64>
             qkv.extend_from_slice(&tokens(names[i], row, 1)[lengths[i] * row..(lengths[i] + new[i]) * row]);
         }
         let qkv = e.tensor(&[new[0] + new[1], row], &qkv)?;
-        let sequences = Sequences::continued(&e.device, new, &lengths)?;
-        let rows = CacheRows::new(&e.device, &[2, 0], &lengths)?;
-        let out = cache.attention(&qkv, &sequences, &rows, heads)?.to_f64()?;
+        let rows = Continued::new(&e.device, &[2, 0], new, &lengths)?;
+        let out = cache.attention(&qkv, &before(&prepared, heads), &rows, heads)?.to_f64()?;
         let (first, second) = out.split_at(new[0] * wide);
         outs[0].extend_from_slice(first);
         outs[1].extend_from_slice(second);

@@ -5,6 +5,8 @@
 /// One row for each file of `kernels/`.
 const LIMITS: &[(&str, &str)] = &[
     ("adamw", "30 bytes a parameter: gradient 4, master and both moments read and written 24, bf16 copy 2"),
+    ("advance", "56 bytes a row"),
+    ("append", "2 NH HD + 4 NKV HD elements a token, and HD angles of 4 bytes"),
     (
         "attention",
         "4 NH HD sum(T^2) / 2 FLOP forward, 2.5 times that backward; decode reads 2 NKV HD T elements a sequence",
@@ -24,7 +26,7 @@ const LIMITS: &[(&str, &str)] = &[
     ("sample", "one pass, R V b bytes; later passes find the row in cache"),
     ("scalar_head", "N C b bytes forward, 2 N C b backward"),
     ("swiglu", "3 N F elements forward, 5 N F backward"),
-    ("token_logprobs", "R V b bytes forward, 2 R V b backward in place; with the head's products 6 N C V FLOP"),
+    ("token_logprobs", "R V b bytes, with the gradient in place 3 R V b; with the head's products 6 N C V FLOP"),
     ("whiten", "8 bytes an element with statistics; without, each block reads all elements twice, from L2"),
 ];
 

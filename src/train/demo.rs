@@ -208,7 +208,7 @@ fn supervised(
     config.learning_rate = 4e-3;
     config.epochs.num_train_epochs = Some(1.0);
     let optimizer = &mut config.optimizer;
-    (optimizer.per_device_train_batch_size, optimizer.warmup_steps, optimizer.min_lr_ratio) = (32, 30, 0.05);
+    (optimizer.per_device_train_batch_size, optimizer.warmup_steps, optimizer.min_lr_ratio) = (Some(32), 30, 0.05);
     (optimizer.lr_scheduler_type, optimizer.adam_beta2, optimizer.weight_decay) = (SchedulerType::Cosine, 0.95, 0.01);
     let example = |(i, (prompt, answer)): (usize, &(String, String))| {
         let (query, answer) = (codec.query(prompt)?, codec.answer(answer)?);
@@ -263,7 +263,7 @@ fn reward_stage(
     config.learning_rate = 1.5e-3;
     config.center_rewards_coefficient = 0.001;
     let optimizer = &mut config.optimizer;
-    (optimizer.per_device_train_batch_size, optimizer.warmup_steps) = (48, 20);
+    (optimizer.per_device_train_batch_size, optimizer.warmup_steps) = (Some(48), 20);
     (optimizer.lr_scheduler_type, optimizer.adam_beta2, optimizer.weight_decay) = (SchedulerType::Cosine, 0.95, 0.01);
     reward::train(model, &data, &[], &config, journal, &mut |_, _| Ok(()))
 }
@@ -279,7 +279,7 @@ fn reinforce(
 ) -> Result<(Model, f64)> {
     let mut config = defaults::<PpoConfig>()?;
     config.run.seed = options.seed;
-    (config.optimizer.per_device_train_batch_size, config.loss.num_mini_batches) = (64, 4);
+    (config.optimizer.per_device_train_batch_size, config.loss.num_mini_batches) = (Some(64), 4);
     (config.optimizer.min_lr_ratio, config.optimizer.adam_beta2) = (0.1, 0.95);
     config.optimizer.adam_epsilon = Some(1e-8);
     (config.loss.learning_rate, config.loss.value_learning_rate) = (4e-4, Some(1e-3));
@@ -313,7 +313,7 @@ fn reinforce(
 /// Mean and deviation of the reward model's scores on what the policy answers before PPO.
 fn spread(options: &DemoOptions, policy: &Model, reward: &Model, prompts: &[PromptExample]) -> Result<[f64; 2]> {
     let queries: Vec<&[i32]> = prompts.iter().map(|p| &p.ids[..]).collect();
-    let responses = policy.generate(&policy.frozen()?, &queries, &generation(options, TEMPERATURE, 2))?;
+    let responses = policy.generate(&policy.frozen()?, &queries, &generation(options, TEMPERATURE, 2))?.responses;
     let sequences: Vec<Vec<i32>> = queries.iter().zip(&responses).map(|(q, r)| [q, &r.tokens[..]].concat()).collect();
     Ok(reward::spread(&reward::score(reward, &sequences)?))
 }
@@ -327,6 +327,7 @@ fn generation(options: &DemoOptions, temperature: f64, step: u32) -> Generation<
         stage: Stage::Generate,
         step,
         first_row: 0,
+        slots: None,
     }
 }
 
@@ -341,7 +342,7 @@ impl Answers {
     fn of(model: &Model, codec: &Codec, requests: &[&Request], generation: &Generation<'_>) -> Result<Self> {
         let queries: Vec<Vec<i32>> = requests.iter().map(|r| codec.query(&r.prompt)).collect::<Result<_>>()?;
         let prompts: Vec<&[i32]> = queries.iter().map(|q| &q[..]).collect();
-        let responses = model.generate(&model.frozen()?, &prompts, generation)?;
+        let responses = model.generate(&model.frozen()?, &prompts, generation)?.responses;
         let texts: Vec<String> = responses.iter().map(|r| codec.decode(r)).collect::<Result<_>>()?;
         let judged = requests.iter().zip(&texts).zip(&responses);
         let judgements = judged.map(|((request, text), response)| judge(request, text, response.stopped)).collect();

@@ -8,12 +8,15 @@ mod emulated;
 #[path = "tests.rs"]
 mod loops;
 pub mod metrics;
+pub(crate) mod plan;
 pub mod ppo;
+#[cfg(test)]
+mod recompute;
 pub mod reward;
 mod rollout;
 pub mod sft;
 
-use crate::config::OptimizerArgs;
+use crate::config::{OptimizerArgs, Recompute};
 use crate::data::packing::EpochOrder;
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -21,6 +24,7 @@ use crate::model::params::{Grads, Params, Weights};
 use crate::optim::adamw::{AdamW, Settings};
 use crate::optim::schedule::Schedule;
 use crate::random::{Philox, Stage};
+use crate::tensor::Tensor;
 
 /// A model with its gradients, optimizer and schedule.
 pub(crate) struct Learner {
@@ -28,6 +32,7 @@ pub(crate) struct Learner {
     grads: Grads,
     optimizer: AdamW,
     schedule: Schedule,
+    recompute: Recompute,
 }
 
 impl Learner {
@@ -55,13 +60,14 @@ impl Learner {
             total_steps,
         };
         let optimizer = AdamW::new(model.params.masters(), model.params.layout().matrices(), settings)?;
-        Ok(Self { grads: Grads::new(&model.params)?, optimizer, schedule, model })
+        let recompute = args.recompute;
+        Ok(Self { grads: Grads::new(&model.params)?, optimizer, schedule, recompute, model })
     }
 
     /// The parameters with empty gradient slots: the start of an optimizer step.
     pub(crate) fn begin(&self) -> Result<Weights> {
         self.grads.reset();
-        self.model.trained(&self.grads)
+        Ok(self.model.trained(&self.grads)?.recomputing(self.recompute))
     }
 
     /// The learning rate of `step` of the schedule.
@@ -69,11 +75,17 @@ impl Learner {
         self.schedule.at(step)
     }
 
-    /// Moves the parameters; returns the gradient's norm before clipping.
-    pub(crate) fn finish(&mut self, lr: f64) -> Result<f64> {
+    /// Queues the parameters' move; its state is for [`Learner::settle`], once the host has read it.
+    pub(crate) fn update(&self, lr: f64) -> Result<Tensor> {
         self.grads.check_complete()?;
         let (params, grads) = (&self.model.params, &self.grads);
-        self.optimizer.step(params.masters(), params.rounded(), &grads.flat, lr).map_err(|error| {
+        self.optimizer.step(params.masters(), params.rounded(), &grads.flat, lr)
+    }
+
+    /// Ends the step that [`Learner::update`] queued; returns the gradient's norm before clipping.
+    pub(crate) fn settle(&mut self, state: &[f64]) -> Result<f64> {
+        let (params, grads) = (&self.model.params, &self.grads);
+        self.optimizer.settle(state).map_err(|error| {
             let finite =
                 |part, offset| Params::stored(&grads.flat, part, offset).is_ok_and(|g| g.iter().all(|x| x.is_finite()));
             match params.layout().parts().find(|(part, offset)| !finite(part, *offset)) {

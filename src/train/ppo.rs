@@ -6,7 +6,6 @@ use super::metrics::{Journal, row};
 use super::reward::Reward;
 use super::rollout::{Cast, Rollout, column};
 use super::{Batches, Learner, in_step, permutation};
-use crate::autograd::backward;
 use crate::config::PpoConfig;
 use crate::data::encode::PromptExample;
 use crate::error::{Code, Error, Result};
@@ -14,8 +13,9 @@ use crate::model::Model;
 use crate::model::heads::Packed;
 use crate::model::params::Weights;
 use crate::objective::calibration::mean;
-use crate::objective::losses::{Coefficients, Tokens, ppo_loss, with_entropy_bonus};
+use crate::objective::losses::{Coefficients, Objective, Tokens, ppo_loss};
 use crate::objective::rewards::{KlController, Shaping, episode_kl};
+use crate::ops::read_together;
 use crate::random::Stage;
 use crate::tensor::Tensor;
 
@@ -54,9 +54,25 @@ impl std::fmt::Debug for Start<'_> {
 }
 
 /// The two models that learn.
-struct Learners {
-    policy: Learner,
-    value: Learner,
+pub(super) struct Learners {
+    pub(super) policy: Learner,
+    pub(super) value: Learner,
+}
+
+impl Learners {
+    /// Both under the settings of `config`, whose schedule has `total` steps.
+    pub(super) fn new(policy: Model, value_model: Model, config: &PpoConfig, total: usize) -> Result<Self> {
+        let (lr, value_lr) = (config.loss.learning_rate, config.loss.value_learning_rate);
+        let learner = |model, lr| Learner::new(model, &config.optimizer, ADAM_EPSILON, lr, total);
+        Ok(Self { policy: learner(policy, lr)?, value: learner(value_model, value_lr.unwrap_or(lr))? })
+    }
+}
+
+/// A copy of the policy that is not trained.
+pub(super) fn reference(policy: &Model) -> Result<Model> {
+    let mut ref_policy = policy.duplicate()?;
+    ref_policy.params.drop_masters();
+    Ok(ref_policy)
 }
 
 /// Batches that `rows` prompts and the settings ask for.
@@ -77,12 +93,8 @@ pub fn train(
 ) -> Result<Finish> {
     let (batch_size, total) = (config.batch_size(), total_batches(config, prompts.len()));
     check_prompts(prompts, batch_size)?;
-    let mut ref_policy = start.policy.duplicate()?;
-    ref_policy.params.drop_masters();
-    let (lr, value_lr) = (config.loss.learning_rate, config.loss.value_learning_rate);
-    let learner = |model, lr| Learner::new(model, &config.optimizer, ADAM_EPSILON, lr, total);
-    let mut learners =
-        Learners { policy: learner(start.policy, lr)?, value: learner(start.value_model, value_lr.unwrap_or(lr))? };
+    let ref_policy = reference(&start.policy)?;
+    let mut learners = Learners::new(start.policy, start.value_model, config, total)?;
     let rollout = &config.rollout;
     let shaping = Shaping {
         normalize: start.normalize,
@@ -160,8 +172,8 @@ impl Order {
 
 /// Sums over the response tokens of all optimizer steps of a batch.
 #[derive(Debug, Default)]
-struct Updated {
-    /// See [`crate::cpu::ppo_loss::STATISTICS`].
+pub(super) struct Updated {
+    /// The first of [`crate::cpu::ppo_loss::STATISTICS`].
     statistics: [f64; 7],
     entropy: f64,
     tokens: usize,
@@ -193,8 +205,8 @@ fn update(learners: &mut Learners, rollout: &Rollout, config: &PpoConfig, batch:
     Ok(done)
 }
 
-/// One optimizer step of both models over a minibatch of episodes.
-fn step(
+/// One optimizer step of both models over a minibatch of episodes. The host waits for the device once, at the end.
+pub(super) fn step(
     learners: &mut Learners,
     rollout: &Rollout,
     minibatch: &[usize],
@@ -205,25 +217,56 @@ fn step(
     let first = done.tokens == 0;
     let (policy, value) = (learners.policy.begin()?, learners.value.begin()?);
     let tokens = rollout.token_indices(minibatch).len();
-    for episodes in minibatch.chunks(config.optimizer.per_device_train_batch_size) {
-        let loss = micro_batch(learners, [&policy, &value], rollout, episodes, config, tokens, first, done)?;
-        backward(loss)?;
+    let (micro, mut to_read) = (config.optimizer.rows_per_pass(), Vec::new());
+    for episodes in minibatch.chunks(micro) {
+        to_read.extend(micro_batch(learners, [&policy, &value], rollout, episodes, config, tokens)?);
     }
     drop((policy, value));
+    let (lr, value_lr) = (learners.policy.lr(batch), learners.value.lr(batch));
+    let parts = to_read.len();
+    to_read.push(learners.value.update(value_lr)?);
+    if batch >= config.loss.value_warmup_batches {
+        to_read.push(learners.policy.update(lr)?);
+    }
+    let numbers = read_together(&to_read)?;
+    let (parts, clips) = numbers.split_at(parts);
+    for (part, episodes) in parts.chunks_exact(2).zip(minibatch.chunks(micro)) {
+        done.add(&part[0], &part[1], first.then(|| rollout.token_indices(episodes).len()), episodes)?;
+    }
     if first {
         check_on_policy(done, learners.policy.model.device().is_row_invariant())?;
     }
     done.tokens += tokens;
-    let (lr, value_lr) = (learners.policy.lr(batch), learners.value.lr(batch));
-    done.grad_norms[1] = learners.value.finish(value_lr)?;
-    if batch >= config.loss.value_warmup_batches {
-        done.grad_norms[0] = learners.policy.finish(lr)?;
+    done.grad_norms[1] = learners.value.settle(&clips[0])?;
+    if let Some(clip) = clips.get(1) {
+        done.grad_norms[0] = learners.policy.settle(clip)?;
     }
     Ok(())
 }
 
-/// The loss of some episodes of a minibatch that has `tokens` response tokens.
-#[allow(clippy::too_many_arguments)]
+impl Updated {
+    /// Adds a micro-batch of `episodes`: the sums of its head, and PPO's statistics. `tokens` is their number where the
+    /// policy is still the one that answered.
+    fn add(&mut self, head: &[f64], statistics: &[f64], tokens: Option<usize>, episodes: &[usize]) -> Result<()> {
+        if statistics.iter().any(|s| !s.is_finite()) {
+            return Err(Error::new(Code::NonFinite, "loss-not-finite", "the PPO loss is not a finite number")
+                .at(format!("episodes {episodes:?} of the batch"))
+                .fix("lower the learning rate, or raise --kl-coef"));
+        }
+        let (sums, apart) = statistics.split_at(self.statistics.len());
+        self.statistics.iter_mut().zip(sums).for_each(|(sum, s)| *sum += s);
+        self.entropy += head[1];
+        if let Some(tokens) = tokens {
+            self.logp_diff_sum += apart[0];
+            self.logp_diff_max = self.logp_diff_max.max(apart[1]);
+            self.logp_diff_tokens += tokens;
+        }
+        Ok(())
+    }
+}
+
+/// The gradients of some episodes of a minibatch that has `tokens` response tokens: the policy's from its head, back
+/// through its layers, then the value model's. What is to be read of them: the head's sums, and PPO's statistics.
 fn micro_batch(
     learners: &Learners,
     [policy, value]: [&Weights; 2],
@@ -231,45 +274,39 @@ fn micro_batch(
     episodes: &[usize],
     config: &PpoConfig,
     tokens: usize,
-    first: bool,
-    done: &mut Updated,
-) -> Result<Tensor> {
+) -> Result<[Tensor; 2]> {
     let (model, value_model) = (&learners.policy.model, &learners.value.model);
     let sequences: Vec<Vec<i32>> =
         episodes.iter().map(|e| [&rollout.queries[*e][..], &rollout.responses[*e].tokens[..]].concat()).collect();
     let packed = Packed::new(model, sequences.iter().map(|s| &s[..]))?;
     let (rows, targets) = packed.targets(|b, t| t >= rollout.queries[episodes[b]].len());
-    let hidden = model.hidden(policy, &packed)?;
-    let head = model.token_logprobs(policy, &hidden, [&rows, &targets], config.rollout.temperature)?;
-    let value_hidden = value_model.hidden(value, &packed)?;
     let indices = rollout.token_indices(episodes);
     let pick = |all: &[f32]| column(model, indices.iter().map(|i| all[*i]).collect());
+    let (old_logprobs, advantages) = (pick(&rollout.logprobs)?, pick(&rollout.advantages)?);
+    let coefficients = coefficients(config, tokens);
+    let objective = Objective::Clipped {
+        old_logprobs: &old_logprobs,
+        advantages: &advantages,
+        coefficients,
+        entropy_coef: config.loss.entropy_coef,
+    };
+    let hidden = model.hidden(policy, &packed)?;
+    let head = model.head_loss(policy, &hidden, [&rows, &targets], config.rollout.temperature, &objective)?;
+    drop(hidden);
+    head.root.backward()?;
+    let value_hidden = value_model.hidden(value, &packed)?;
     let inputs = Tokens {
-        logprobs: head.logprobs,
-        old_logprobs: pick(&rollout.logprobs)?,
-        advantages: pick(&rollout.advantages)?,
+        logprobs: head.rows.logprobs,
+        old_logprobs,
+        advantages,
         values: value_model.scalars(value, &value_hidden, &rows)?,
         old_values: pick(&rollout.values)?,
         returns: pick(&rollout.returns)?,
     };
-    let (loss, statistics) = ppo_loss(&inputs, coefficients(config, tokens))?;
-    if statistics.iter().any(|s| !s.is_finite()) {
-        return Err(Error::new(Code::NonFinite, "loss-not-finite", "the PPO loss is not a finite number")
-            .at(format!("episodes {episodes:?} of the batch"))
-            .fix("lower the learning rate, or raise --kl-coef"));
-    }
-    done.statistics.iter_mut().zip(statistics).for_each(|(sum, s)| *sum += s);
-    done.entropy += head.entropy.to_f64()?.iter().sum::<f64>();
-    if first {
-        let old = indices.iter().map(|i| rollout.logprobs[*i]);
-        for (new, old) in inputs.logprobs.to_f32()?.iter().zip(old) {
-            let difference = f64::from((new - old).abs());
-            done.logp_diff_max = done.logp_diff_max.max(difference);
-            done.logp_diff_sum += difference;
-        }
-        done.logp_diff_tokens += indices.len();
-    }
-    with_entropy_bonus(loss, &head.entropy, config.loss.entropy_coef, tokens)
+    let loss = ppo_loss(&inputs, &coefficients)?;
+    drop(value_hidden);
+    loss.root.backward()?;
+    Ok([head.sums, loss.statistics])
 }
 
 fn coefficients(config: &PpoConfig, tokens: usize) -> Coefficients {
@@ -351,6 +388,7 @@ fn summarize(rollout: &Rollout, updated: &Updated, config: &PpoConfig, kl_coef: 
         ("val/ratio_var", ratio2 - ratio * ratio),
         ("val/explained_variance", explained_variance(&rollout.values, &rollout.returns)),
         ("val/num_eos_tokens", stopped),
+        ("response/slot_use", rollout.slots.share()),
         ("response/eos_share", stopped / rollout.responses.len() as f64),
         ("response/length_min", lengths().fold(f64::INFINITY, f64::min)),
         ("response/length_mean", rollout.tokens() as f64 / rollout.responses.len() as f64),

@@ -3,7 +3,6 @@
 
 use super::metrics::{Journal, Row, row};
 use super::{Batches, Learner, in_step};
-use crate::autograd::backward;
 use crate::config::RewardConfig;
 use crate::data::encode::PairExample;
 use crate::error::{Code, Error, Result};
@@ -12,11 +11,12 @@ use crate::model::heads::Packed;
 use crate::model::params::Weights;
 use crate::objective::calibration::{Pair, mean, quality};
 use crate::objective::losses::pairwise_loss;
+use crate::ops::read_together;
 use crate::tensor::Tensor;
 
 /// One pass over the pairs is usual; more passes learn the labels' noise.
 pub(crate) const EPOCHS: f64 = 1.0;
-const ADAM_EPSILON: f64 = 1e-8;
+pub(super) const ADAM_EPSILON: f64 = 1e-8;
 const LOGGING_STEPS: usize = 10;
 
 /// A finished answer to a prompt, in tokens.
@@ -90,7 +90,7 @@ pub(crate) fn spread(scores: &[f32]) -> [f64; 2] {
 
 /// Sums over pairs.
 #[derive(Debug, Default, Clone)]
-struct Sums {
+pub(super) struct Sums {
     loss: f64,
     correct: f64,
     gap: f64,
@@ -167,8 +167,8 @@ pub fn train(
     Ok(learner.model)
 }
 
-/// One optimizer step; adds to `sums`, returns the gradient's norm.
-fn update(
+/// One optimizer step; adds to `sums`, returns the gradient's norm. The host waits for the device once, at the end.
+pub(super) fn update(
     learner: &mut Learner,
     batch: &[&PairExample],
     config: &RewardConfig,
@@ -176,28 +176,36 @@ fn update(
     sums: &mut Sums,
 ) -> Result<f64> {
     let weights = learner.begin()?;
-    let scale = 1.0 / batch.len() as f64;
-    for pairs in batch.chunks(config.optimizer.per_device_train_batch_size) {
+    let (scale, micro) = (1.0 / batch.len() as f64, config.optimizer.rows_per_pass());
+    let mut to_read = Vec::new();
+    for pairs in batch.chunks(micro) {
         let model = &learner.model;
         let packed = Packed::new(model, pairs.iter().flat_map(|p| [&p.chosen[..], &p.rejected[..]]))?;
         let scores = pair_scores(model, &weights, &packed)?; // [2 P]
         let margin =
             Tensor::from_f32(model.device(), scores.dtype(), &[pairs.len()], pairs.iter().map(|p| p.margin).collect())?;
-        let (loss, [part, correct, gap]) = pairwise_loss(&scores, &margin, config.center_rewards_coefficient, scale)?;
-        if !part.is_finite() {
+        let loss = pairwise_loss(&scores, &margin, config.center_rewards_coefficient, scale)?;
+        to_read.extend([loss.statistics, scores.detach()]);
+        drop(scores);
+        loss.root.backward()?;
+        sums.tokens += packed.sequences.tokens();
+    }
+    drop(weights);
+    to_read.push(learner.update(lr)?);
+    let numbers = read_together(&to_read)?;
+    let (parts, clip) = numbers.split_at(to_read.len() - 1);
+    for (part, pairs) in parts.chunks_exact(2).zip(batch.chunks(micro)) {
+        let [loss, correct, gap] = [0, 1, 2].map(|i| part[0][i]);
+        if !loss.is_finite() {
             return Err(Error::new(Code::NonFinite, "loss-not-finite", "the loss is not a finite number")
                 .at(format!("among {} ... {}", pairs[0].place, pairs[pairs.len() - 1].place))
                 .fix("lower the learning rate, or look at these rows"));
         }
-        sums.scores.extend(scores.to_f32()?);
-        sums.tokens += packed.sequences.tokens();
+        sums.scores.extend(part[1].iter().map(|score| *score as f32));
         sums.pairs += pairs.len();
-        (sums.loss, sums.correct, sums.gap) = (sums.loss + part, sums.correct + correct, sums.gap + gap);
-        drop(scores);
-        backward(loss)?;
+        (sums.loss, sums.correct, sums.gap) = (sums.loss + loss, sums.correct + correct, sums.gap + gap);
     }
-    drop(weights);
-    learner.finish(lr)
+    learner.settle(&clip[0])
 }
 
 fn pair_scores(model: &Model, weights: &Weights, packed: &Packed) -> Result<Tensor> {

@@ -5,8 +5,9 @@ use crate::config::PpoConfig;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::model::Model;
-use crate::model::generate::{Generation, Response, Sampling};
+use crate::model::generate::{Generated, Generation, Response, Sampling};
 use crate::model::heads::Packed;
+use crate::model::slots::SlotUse;
 use crate::objective::advantages::advantages;
 use crate::objective::rewards::{Shaped, Shaping};
 use crate::random::Stage;
@@ -27,6 +28,8 @@ pub(crate) struct Rollout {
     pub(crate) scores: Vec<f64>,
     pub(crate) advantages: Vec<f32>,
     pub(crate) returns: Vec<f32>,
+    /// Of the decode steps that gave the responses.
+    pub(crate) slots: SlotUse,
 }
 
 /// Who takes part in a rollout.
@@ -48,8 +51,8 @@ impl Rollout {
         kl_coef: f64,
         batch: u32,
     ) -> Result<Self> {
-        let responses = respond(cast, &queries, config, batch)?;
-        Self::of(cast, queries, responses, config, kl_coef)
+        let Generated { responses, slots } = respond(cast, &queries, config, batch)?;
+        Ok(Self { slots, ..Self::of(cast, queries, responses, config, kl_coef)? })
     }
 
     /// All that follows from these answers to the queries.
@@ -102,6 +105,7 @@ impl Rollout {
             scores,
             advantages: advantages.advantages.to_f32()?,
             returns: advantages.returns.to_f32()?,
+            slots: SlotUse::default(),
         })
     }
 
@@ -134,7 +138,7 @@ pub(crate) fn column(model: &Model, values: Vec<f32>) -> Result<Tensor> {
     Tensor::from_f32(model.device(), DType::F32, &[values.len()], values)
 }
 
-fn respond(cast: &Cast<'_>, queries: &[Vec<i32>], config: &PpoConfig, batch: u32) -> Result<Vec<Response>> {
+fn respond(cast: &Cast<'_>, queries: &[Vec<i32>], config: &PpoConfig, batch: u32) -> Result<Generated> {
     let rollout = &config.rollout;
     let options = Generation {
         sampling: Sampling { temperature: rollout.temperature, top_k: rollout.top_k, top_p: rollout.top_p },
@@ -144,6 +148,7 @@ fn respond(cast: &Cast<'_>, queries: &[Vec<i32>], config: &PpoConfig, batch: u32
         stage: Stage::Rollout,
         step: batch,
         first_row: 0,
+        slots: None,
     };
     let prompts: Vec<&[i32]> = queries.iter().map(|q| &q[..]).collect();
     cast.policy.generate(&cast.policy.frozen()?, &prompts, &options)

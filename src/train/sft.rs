@@ -3,18 +3,18 @@
 
 use super::metrics::{Journal, Row, row};
 use super::{Batches, Learner, in_step};
-use crate::autograd::backward;
 use crate::config::SftConfig;
 use crate::data::encode::SftExample;
 use crate::error::{Code, Error, Result};
 use crate::model::Model;
 use crate::model::heads::Packed;
-use crate::model::params::Weights;
-use crate::objective::losses::sft_loss;
+use crate::objective::losses::Objective;
+use crate::ops::read_together;
+use crate::tensor::Tensor;
 
 /// TRL's number of epochs.
 pub(crate) const EPOCHS: f64 = 3.0;
-const ADAM_EPSILON: f64 = 1e-8;
+pub(super) const ADAM_EPSILON: f64 = 1e-8;
 const LOGGING_STEPS: usize = 10;
 
 /// Sums over targets.
@@ -28,6 +28,11 @@ pub(crate) struct Sums {
 }
 
 impl Sums {
+    /// From the sums of log-probabilities, entropies and hits, in this order.
+    fn new(sums: &[f64], targets: usize, tokens: usize) -> Self {
+        Self { nll: -sums[0], entropy: sums[1], hits: sums[2], targets, tokens }
+    }
+
     fn add(&mut self, other: Self) {
         self.nll += other.nll;
         self.entropy += other.entropy;
@@ -65,7 +70,7 @@ pub fn train(
     journal: &mut Journal,
     save: &mut dyn FnMut(usize, &Model) -> Result<()>,
 ) -> Result<Model> {
-    let (rows, micro) = (config.optimizer.rows_per_step(), config.optimizer.per_device_train_batch_size);
+    let (rows, micro) = (config.optimizer.rows_per_step(), config.optimizer.rows_per_pass());
     let total = config.epochs.total_steps(groups.len(), rows, EPOCHS);
     let mut batches = Batches::new(groups.len(), rows, config.run.seed);
     let mut learner = Learner::new(model, &config.optimizer, ADAM_EPSILON, config.learning_rate, total)?;
@@ -109,50 +114,49 @@ fn eval_row(sums: &Sums) -> Row {
     sums.row().into_iter().map(|(name, x)| (format!("eval_{name}"), super::metrics::number(x))).collect()
 }
 
-/// One optimizer step over `batch`, `micro` rows at a time.
-fn update(learner: &mut Learner, batch: &[Vec<&SftExample>], micro: usize, lr: f64) -> Result<(Sums, f64)> {
+/// One optimizer step over `batch`, `micro` rows at a time. The host waits for the device once, at the end.
+pub(super) fn update(learner: &mut Learner, batch: &[Vec<&SftExample>], micro: usize, lr: f64) -> Result<(Sums, f64)> {
     let weights = learner.begin()?;
-    let targets = batch.iter().flatten().map(|e| e.is_target.iter().skip(1).filter(|t| **t).count()).sum();
-    let mut sums = Sums::default();
+    let targets: usize = batch.iter().flatten().map(|e| e.is_target.iter().skip(1).filter(|t| **t).count()).sum();
+    let objective = Objective::Likelihood { scale: 1.0 / targets.max(1) as f64 };
+    let (mut parts, mut to_read) = (Vec::new(), Vec::new());
     for rows in batch.chunks(micro) {
         let examples: Vec<&SftExample> = rows.iter().flatten().copied().collect();
-        let (loss, part) = forward(&learner.model, &weights, &examples, targets)?;
-        if !part.nll.is_finite() {
-            let place = format!("among {} ... {}", examples[0].place, examples[examples.len() - 1].place);
-            return Err(Error::new(Code::NonFinite, "loss-not-finite", "the loss is not a finite number")
-                .at(place)
-                .fix("lower the learning rate, or look at these rows"));
-        }
-        backward(loss)?;
-        sums.add(part);
+        let (packed, rows, tokens) = pack(&learner.model, &examples)?;
+        let hidden = learner.model.hidden(&weights, &packed)?; // [N, C]
+        let loss = learner.model.head_loss(&weights, &hidden, [&rows, &tokens], 1.0, &objective)?;
+        drop(hidden);
+        loss.root.backward()?;
+        to_read.push(loss.sums);
+        parts.push((examples, tokens.len(), packed.sequences.tokens()));
     }
     drop(weights);
-    if sums.targets == 0 {
-        return Ok((sums, 0.0));
+    if targets > 0 {
+        to_read.push(learner.update(lr)?);
     }
-    Ok((sums, learner.finish(lr)?))
+    let numbers = read_together(&to_read)?;
+    let mut sums = Sums::default();
+    for (numbers, (examples, targets, tokens)) in numbers.iter().zip(&parts) {
+        let part = Sums::new(numbers, *targets, *tokens);
+        if !part.nll.is_finite() {
+            return Err(not_finite(examples));
+        }
+        sums.add(part);
+    }
+    Ok((sums, numbers.get(parts.len()).map_or(Ok(0.0), |state| learner.settle(state))?))
 }
 
-/// The share of the loss, over an optimizer batch of `targets` targets, that `examples` make up.
-fn forward(
-    model: &Model,
-    weights: &Weights,
-    examples: &[&SftExample],
-    targets: usize,
-) -> Result<(crate::tensor::Tensor, Sums)> {
+fn not_finite(examples: &[&SftExample]) -> Error {
+    Error::new(Code::NonFinite, "loss-not-finite", "the loss is not a finite number")
+        .at(format!("among {} ... {}", examples[0].place, examples[examples.len() - 1].place))
+        .fix("lower the learning rate, or look at these rows")
+}
+
+/// The examples as one batch, the rows that predict a target, and the targets.
+fn pack(model: &Model, examples: &[&SftExample]) -> Result<(Packed, Vec<i32>, Vec<i32>)> {
     let packed = Packed::new(model, examples.iter().map(|e| &e.ids[..]))?;
-    let (rows, tokens) = packed.targets(|example, t| examples[example].is_target[t]);
-    let hidden = model.hidden(weights, &packed)?; // [N, C]
-    let head = model.token_logprobs(weights, &hidden, [&rows, &tokens], 1.0)?; // [targets]
-    let total = |x: &crate::tensor::Tensor| Ok(x.to_f64()?.iter().sum::<f64>());
-    let sums = Sums {
-        nll: -total(&head.logprobs)?,
-        entropy: total(&head.entropy)?,
-        hits: total(&head.hits)?,
-        targets: tokens.len(),
-        tokens: packed.sequences.tokens(),
-    };
-    Ok((sft_loss(&head.logprobs, targets)?, sums))
+    let (rows, targets) = packed.targets(|example, t| examples[example].is_target[t]);
+    Ok((packed, rows, targets))
 }
 
 /// Loss, accuracy and entropy on held-out rows.
@@ -160,8 +164,12 @@ pub(crate) fn evaluate(model: &Model, data: &[SftExample], micro: usize) -> Resu
     let weights = model.frozen()?;
     let mut sums = Sums::default();
     for rows in data.chunks(micro) {
-        let examples: Vec<&SftExample> = rows.iter().collect();
-        sums.add(forward(model, &weights, &examples, 1)?.1);
+        let (packed, rows, targets) = pack(model, &rows.iter().collect::<Vec<_>>())?;
+        let hidden = model.hidden(&weights, &packed)?; // [N, C]
+        let head = model.token_logprobs(&weights, &hidden, [&rows, &targets], 1.0)?; // [targets]
+        let total = |x: &Tensor| Ok::<_, Error>(x.to_f64()?.iter().sum::<f64>());
+        let parts = [total(&head.logprobs)?, total(&head.entropy)?, total(&head.hits)?];
+        sums.add(Sums::new(&parts, targets.len(), packed.sequences.tokens()));
     }
     Ok(sums)
 }

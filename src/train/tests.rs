@@ -54,7 +54,8 @@ fn quiet() -> impl FnMut(usize, &Model) -> Result<()> {
 
 fn sft_config(micro: usize, accumulate: usize, steps: usize) -> SftConfig {
     let mut config = defaults::<SftConfig>().unwrap();
-    (config.optimizer.per_device_train_batch_size, config.optimizer.gradient_accumulation_steps) = (micro, accumulate);
+    (config.optimizer.per_device_train_batch_size, config.optimizer.gradient_accumulation_steps) =
+        (Some(micro), accumulate);
     (config.epochs.max_steps, config.learning_rate) = (Some(steps), 1e-2);
     config
 }
@@ -90,10 +91,9 @@ fn micro_batches_change_nothing_but_rounding() {
 
 #[test]
 fn micro_batches_accumulate_the_same_gradient() {
-    use crate::autograd::backward;
     use crate::model::heads::Packed;
     use crate::model::params::Grads;
-    use crate::objective::losses::sft_loss;
+    use crate::objective::losses::Objective;
     for name in ["qwen3_tied", "gpt2_untied", "llama_untied_gqa"] {
         let (model, data) = (model(name), rows(8));
         let targets: usize = data.iter().map(|e| e.is_target.iter().skip(1).filter(|t| **t).count()).sum();
@@ -104,8 +104,9 @@ fn micro_batches_accumulate_the_same_gradient() {
                 let packed = Packed::new(&model, examples.iter().map(|e| &e.ids[..])).unwrap();
                 let (rows, tokens) = packed.targets(|b, t| examples[b].is_target[t]);
                 let hidden = model.hidden(&weights, &packed).unwrap();
-                let head = model.token_logprobs(&weights, &hidden, [&rows, &tokens], 1.0).unwrap();
-                backward(sft_loss(&head.logprobs, targets).unwrap()).unwrap();
+                let objective = Objective::Likelihood { scale: 1.0 / targets as f64 };
+                let loss = model.head_loss(&weights, &hidden, [&rows, &tokens], 1.0, &objective).unwrap();
+                loss.root.backward().unwrap();
             }
             grads.flat.to_f32().unwrap()
         };
@@ -166,7 +167,7 @@ fn preferences_are_learned() {
 
 fn train_ppo(batches: usize) -> ppo::Finish {
     let mut config = defaults::<PpoConfig>().unwrap();
-    (config.optimizer.per_device_train_batch_size, config.loss.num_mini_batches) = (8, 2);
+    (config.optimizer.per_device_train_batch_size, config.loss.num_mini_batches) = (Some(8), 2);
     (config.loss.learning_rate, config.rollout.kl_coef) = (5e-3, 0.01);
     (config.rollout.response_length, config.rollout.total_episodes) = (8, Some(batches * config.batch_size()));
     let prompt = |row| PromptExample { ids: tokens(3, row), text: String::new(), place: String::new() };
@@ -196,8 +197,9 @@ fn a_plain_reward_rises() {
             stage: Stage::Generate,
             step: 0,
             first_row: 0,
+            slots: None,
         };
-        let responses = model.generate(&model.frozen().unwrap(), &prompts, &generation).unwrap();
+        let responses = model.generate(&model.frozen().unwrap(), &prompts, &generation).unwrap().responses;
         let episodes: Vec<Episode<'_>> =
             prompts.iter().zip(&responses).map(|(q, r)| Episode { query: q, response: &r.tokens }).collect();
         even_tokens(&episodes).unwrap().iter().sum::<f32>() / 32.0
@@ -226,6 +228,27 @@ fn a_reward_that_is_not_finite_stops_the_run() {
     assert_eq!(run(&mut broken).unwrap_err().id(), "mine");
 }
 
+/// The losses of all micro-batches are read together after the step; the one that is not finite is named.
+#[test]
+fn a_loss_that_is_not_finite_names_its_rows() {
+    for bad in 0..4 {
+        let model = model("qwen3_untied");
+        let mut data = rows(4);
+        let used: Vec<i32> = data.iter().flat_map(|e| e.ids.clone()).collect();
+        let (part, offset) = model.params.layout().parts().find(|(p, _)| p.name.contains("embed_tokens")).unwrap();
+        let (vocabulary, width) = (part.shape[0], part.shape[1]);
+        let unused = (0..vocabulary as i32).find(|token| !used.contains(token)).unwrap();
+        let row = model.params.flat.view(offset + unused as usize * width, &[width]).unwrap();
+        row.set(&vec![f32::NAN; width]).unwrap();
+        data[bad].ids[0] = unused;
+        data.iter_mut().enumerate().for_each(|(i, e)| e.place = format!("place {i}."));
+        let config = sft_config(2, 2, 1);
+        let error = sft::train(model, &data, &each(4), &[], &config, &mut Journal::silent(), &mut quiet()).unwrap_err();
+        let named = error.place().unwrap_or_default().to_owned();
+        assert!(error.id() == "loss-not-finite" && named.contains(&format!("place {bad}.")), "{bad}: {named}");
+    }
+}
+
 #[test]
 fn a_gradient_that_is_not_finite_leaves_the_model_as_it_was() {
     let args = sft_config(1, 1, 1).optimizer;
@@ -233,7 +256,8 @@ fn a_gradient_that_is_not_finite_leaves_the_model_as_it_was() {
     let before = weights(&learner.model);
     let _ = learner.begin().unwrap();
     learner.grads.poison("model.norm.weight");
-    let error = learner.finish(1e-2).unwrap_err();
+    let state = learner.update(1e-2).unwrap().to_f64().unwrap();
+    let error = learner.settle(&state).unwrap_err();
     assert_eq!((error.code(), error.place()), (Code::NonFinite, Some("model.norm.weight")));
     assert_eq!(weights(&learner.model), before);
 }

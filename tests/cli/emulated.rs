@@ -45,3 +45,56 @@ fn sizes_that_no_kernel_serves_are_refused_before_the_run() {
         assert!(outcome.stderr.contains(words), "{}", outcome.stderr);
     }
 }
+
+/// The numbers of `memory: 1.5 MiB at the peak, 1.5 MiB were planned`, in bytes.
+fn measured_and_planned(said: &str) -> [f64; 2] {
+    let line = said.lines().find(|line| line.ends_with(" were planned")).unwrap_or_else(|| panic!("{said}"));
+    let words: Vec<&str> = line.split([' ', ',']).collect();
+    let numbers = words.windows(2).filter_map(|pair| {
+        let unit = ["KiB", "MiB", "GiB"].iter().position(|unit| pair[1] == *unit)?;
+        Some(pair[0].parse::<f64>().unwrap() * 1024f64.powi(unit as i32 + 1))
+    });
+    numbers.collect::<Vec<_>>().try_into().unwrap()
+}
+
+/// The largest rows need not meet in one pass, so a run may take less than was planned, but never more.
+#[test]
+fn no_stage_takes_more_than_was_planned() {
+    let room = room("qwen3_tied");
+    for line in [SFT, REWARD, PPO] {
+        let said = room.run(&format!("{line} --device emulated")).ok().stderr;
+        let [measured, planned] = measured_and_planned(&said);
+        assert!(measured <= planned && measured > 0.8 * planned, "{said}");
+    }
+}
+
+#[test]
+fn the_memory_is_planned_before_a_run() {
+    let room = room("qwen3_tied");
+    let line = SFT.replace("--per-device-train-batch-size 4", "--device emulated");
+    let dry = room.run(&format!("{line} --dry-run")).ok().stderr;
+    for words in
+        ["  master weights  ", "  activations and logits  ", "8 rows in a pass, the largest share of 8 that fits"]
+    {
+        assert!(dry.contains(words), "{words} in {dry}");
+    }
+    let said = room.run(&format!("{SFT} --device emulated")).ok().stderr;
+    for words in [
+        "memory: ",
+        " at the peak, of 64.0 GiB that can be used (load ",
+        "4 rows in a pass, as asked",
+        " were planned\n",
+    ] {
+        assert!(said.contains(words), "{words} in {said}");
+    }
+    let run = room.json("sft/run.json");
+    let peaks = &run["memory"]["peaks"];
+    assert!(number(peaks, "training") > number(peaks, "load") && number(peaks, "load") > 0.0, "{run}");
+    assert_eq!((&run["rows_per_pass"], &run["rows_per_step"]), (&4.into(), &4.into()));
+    // On the CPU nothing is planned, and eight rows are a pass.
+    room.run(&line.replace("emulated", "cpu --output-dir cpu")).ok();
+    let run = room.json("cpu/run.json");
+    assert_eq!((&run["memory"], &run["rows_per_pass"]), (&serde_json::Value::Null, &8.into()));
+    let rows = serde_json::json!({ "value": "8", "origin": "default" });
+    assert_eq!(run["settings"]["per-device-train-batch-size"], rows);
+}

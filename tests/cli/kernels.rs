@@ -88,7 +88,7 @@ fn the_list_has_every_text_and_says_where_it_ran() {
     let room = Room::new();
     let all: Value = serde_json::from_str(&room.run("kernels --json").ok().stdout).unwrap();
     let (kernels, words) = (all["kernels"].as_array().unwrap(), room.run("kernels").ok().stdout);
-    assert_eq!(kernels.len(), 19);
+    assert_eq!(kernels.len(), 21);
     for (kernel, (name, text)) in kernels.iter().zip(texts()) {
         assert_eq!((kernel["name"].as_str(), kernel["text_sha256"].as_str()), (Some(&*name), Some(&*sha256(&text))));
         let entries = kernel["entries"].as_array().unwrap();
@@ -100,7 +100,7 @@ fn the_list_has_every_text_and_says_where_it_ran() {
     }
     let waiting = kernels.iter().filter(|kernel| kernel["hardware"].is_null()).count();
     assert_eq!(words.matches("hardware: not yet on hardware").count(), waiting);
-    assert_eq!(words.matches("hardware: ").count(), 19);
+    assert_eq!(words.matches("hardware: ").count(), 21);
 }
 
 #[test]

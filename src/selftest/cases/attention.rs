@@ -4,7 +4,8 @@ use super::super::engine::normal;
 use super::super::{Case, Engine, Output};
 use super::DTYPES;
 use crate::error::Result;
-use crate::ops::attention::{CacheRows, Heads, LayerCache, Sequences, attention};
+use crate::ops::append::{Continued, LayerCache, QueriesKeys};
+use crate::ops::attention::{Heads, Sequences, attention};
 
 /// Query heads, key heads, head size.
 const HEADS: [[usize; 3]; 7] = [[1, 1, 64], [4, 2, 64], [6, 1, 64], [2, 2, 8], [3, 1, 40], [2, 1, 80], [4, 2, 128]];
@@ -83,9 +84,9 @@ fn cached(e: &Engine, heads: Heads) -> Result<Vec<Output>> {
     for (step, new) in [[66, 5], [1, 1], [1, 1], [1, 1], [7, 70]].into_iter().enumerate() {
         let n = new[0] + new[1];
         let qkv = e.tensor(&[n, heads.row()], &normal(n * heads.row(), step as u32))?;
-        let sequences = Sequences::continued(&e.device, &new, &lengths)?;
-        let rows = CacheRows::new(&e.device, &slots, &lengths)?;
-        outputs.push(e.output("out", &cache.attention(&qkv, &sequences, &rows, heads)?)?);
+        let rows = Continued::new(&e.device, &slots, &new, &lengths)?;
+        let out = cache.attention(&qkv, &QueriesKeys::default(), &rows, heads)?;
+        outputs.push(e.output("out", &out)?);
         lengths = [lengths[0] + new[0], lengths[1] + new[1]];
     }
     Ok(outputs)
@@ -162,9 +163,8 @@ fn continued(e: &Engine, prompt: Heads, heads: Heads, steps: &[[usize; 2]]) -> R
             let heads = if step == 0 { prompt } else { heads };
             let values = rows_from(&lengths, new, heads, scores, step as u32);
             let qkv = e.tensor(&[new.iter().sum(), heads.row()], &values)?;
-            let sequences = Sequences::continued(&e.device, new, &lengths)?;
-            let rows = CacheRows::new(&e.device, &[1, 0], &lengths)?;
-            outputs.push(e.output("out", &cache.attention(&qkv, &sequences, &rows, heads)?)?);
+            let rows = Continued::new(&e.device, &[1, 0], new, &lengths)?;
+            outputs.push(e.output("out", &cache.attention(&qkv, &QueriesKeys::default(), &rows, heads)?)?);
             lengths = [lengths[0] + new[0], lengths[1] + new[1]];
         }
     }

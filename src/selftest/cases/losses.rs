@@ -7,8 +7,9 @@ use crate::dtype::DType;
 use crate::error::Result;
 use crate::ops::gae::{Gae, Shaped, gae, rewards, shaped_gae};
 use crate::ops::pairwise_loss::pairwise_loss;
-use crate::ops::ppo_loss::{Coefficients, Tokens, ppo_loss};
+use crate::ops::ppo_loss::{Coefficients, STATISTICS, Tokens, ppo_loss};
 use crate::ops::whiten::whiten;
+use crate::tensor::Tensor;
 
 /// Lengths of episodes: one token, the warp (32) and its neighbours, empty ones, many.
 const EPISODES: [&[usize]; 6] = [&[1], &[31, 32, 33], &[0, 5, 0, 1], &[127, 64], &[1000, 3], &[7; 40]];
@@ -132,6 +133,23 @@ fn coefficients(n: usize, dual_clip: Option<f64>) -> Coefficients {
     }
 }
 
+const PPO_STATISTICS: [&str; STATISTICS] = [
+    "policy loss",
+    "value loss",
+    "kl",
+    "clipped",
+    "values clipped",
+    "ratio",
+    "squared ratio",
+    "distance",
+    "largest distance",
+];
+const PAIR_STATISTICS: [&str; 3] = ["pair loss", "chosen", "gap"];
+
+fn statistics(names: &[&'static str], values: &Tensor) -> Result<Vec<Output>> {
+    Ok(names.iter().zip(values.to_f64()?).map(|(name, value)| statistic(name, value)).collect())
+}
+
 /// Each statistic is judged alone, because their sizes differ.
 fn statistic(name: &'static str, value: f64) -> Output {
     Output { name, values: vec![value], is_gradient: false }
@@ -152,11 +170,10 @@ fn ppo(e: &Engine, n: usize, dual_clip: Option<f64>, spread: f64) -> Result<Vec<
         old_values: column(5, 1.0)?,
         returns: column(6, 1.0)?,
     };
-    let (loss, statistics) = ppo_loss(&tokens, coefficients(n, dual_clip))?;
-    let mut outputs = vec![e.wide_output("loss", &loss)?];
-    let names = ["policy loss", "value loss", "kl", "clipped", "values clipped", "ratio", "squared ratio"];
-    outputs.extend(names.into_iter().zip(statistics).map(|(name, value)| statistic(name, value)));
-    e.wide_backward(&[&loss])?;
+    let out = ppo_loss(&tokens, &coefficients(n, dual_clip))?;
+    let mut outputs = vec![e.wide_output("loss", &out.loss)?];
+    outputs.extend(statistics(&PPO_STATISTICS, &out.statistics)?);
+    out.root.backward()?;
     outputs.extend([e.wide_gradient("dlogprobs", &tokens.logprobs)?, e.wide_gradient("dvalues", &tokens.values)?]);
     Ok(outputs)
 }
@@ -193,7 +210,7 @@ fn exact_ppo(e: &Engine, seed: u32) -> Result<Vec<Output>> {
             old_values: column(&zeros)?,
             returns: column(returns)?,
         };
-        Ok::<_, crate::error::Error>(ppo_loss(&tokens, coefficients(n, None))?.1)
+        ppo_loss(&tokens, &coefficients(n, None))?.statistics.to_f64()
     };
     // Half the sum of squares must be an odd multiple of 2 above 2^24: ones at the end see to it.
     let mut roots: Vec<f64> = normal(n, 50 + seed).iter().map(|x| (x * 3.0).round()).collect();
@@ -204,7 +221,16 @@ fn exact_ppo(e: &Engine, seed: u32) -> Result<Vec<Output>> {
     let advantages = integers(n, seed, -1.0, |x| (x * 20.0).round());
     let first = run(&zeros, &advantages, &roots)?;
     let second = run(&roots, &zeros, &zeros)?;
-    Ok(vec![statistic("policy loss", first[0]), statistic("value loss", first[1]), statistic("kl", second[2])])
+    // All on one side, the large one too.
+    let distances = integers(n, seed, -1.0, |x| (x.abs() * 20.0).round());
+    let third = run(&distances, &zeros, &zeros)?;
+    Ok(vec![
+        statistic("distance", third[7]),
+        statistic("largest distance", third[8]),
+        statistic("policy loss", first[0]),
+        statistic("value loss", first[1]),
+        statistic("kl", second[2]),
+    ])
 }
 
 /// The sums of ratios and of their squares where one is 1 and the others are some 2^-24: what falls below the last
@@ -230,7 +256,7 @@ fn small_ratios(e: &Engine, seed: u32) -> Result<Vec<Output>> {
             old_values: zeros()?,
             returns: zeros()?,
         };
-        Ok::<_, crate::error::Error>(ppo_loss(&tokens, coefficients(n, None))?.1[statistic])
+        Ok::<_, crate::error::Error>(ppo_loss(&tokens, &coefficients(n, None))?.statistics.to_f64()?[statistic])
     };
     Ok(vec![statistic("ratio", sum_of(1.0, 5)?), statistic("squared ratio", sum_of(2.0, 6)?)])
 }
@@ -241,18 +267,17 @@ fn exact_pairs(e: &Engine, seed: u32) -> Result<Vec<Output>> {
     let leads = integers(p, seed, 1.0, |x| (x.abs() * 40.0).round() + 120.0);
     let scores: Vec<f64> = leads.iter().flat_map(|x| [0.0, *x]).collect();
     let scores = e.trained(e.wide(&[2 * p], &scores)?)?;
-    let (_, statistics) = pairwise_loss(&scores, &e.wide(&[p], &vec![0.0; p])?, 0.0, 1.0)?;
-    Ok(vec![statistic("pair loss", statistics[0]), statistic("gap", statistics[2])])
+    let sums = pairwise_loss(&scores, &e.wide(&[p], &vec![0.0; p])?, 0.0, 1.0)?.statistics.to_f64()?;
+    Ok(vec![statistic("pair loss", sums[0]), statistic("gap", sums[2])])
 }
 
 fn pairs(e: &Engine, p: usize, centering: f64) -> Result<Vec<Output>> {
     let scores = e.trained(e.wide(&[2 * p], &normal(2 * p, 1).iter().map(|x| x * 3.0).collect::<Vec<_>>())?)?;
     let margin = e.wide(&[p], &normal(p, 2))?;
-    let (loss, statistics) = pairwise_loss(&scores, &margin, centering, 1.0 / p as f64)?;
-    let mut outputs = vec![e.wide_output("loss", &loss)?];
-    let names = ["pair loss", "chosen", "gap"];
-    outputs.extend(names.into_iter().zip(statistics).map(|(name, value)| statistic(name, value)));
-    e.wide_backward(&[&loss])?;
+    let out = pairwise_loss(&scores, &margin, centering, 1.0 / p as f64)?;
+    let mut outputs = vec![e.wide_output("loss", &out.loss)?];
+    outputs.extend(statistics(&PAIR_STATISTICS, &out.statistics)?);
+    out.root.backward()?;
     outputs.push(e.wide_gradient("dscores", &scores)?);
     Ok(outputs)
 }
@@ -262,9 +287,9 @@ fn single_pairs(e: &Engine) -> Result<Vec<Output>> {
     let mut outputs = Vec::new();
     for lead in [-90.0, -20.0, -8.3, -3.1, -1.2, -0.6, -0.3, -0.1, 0.0, 0.05, 0.2, 0.4, 0.9, 1.7, 4.4, 9.9, 16.0] {
         let scores = e.trained(e.wide(&[2], &[lead + 0.5, 0.25])?)?;
-        let (loss, statistics) = pairwise_loss(&scores, &e.wide(&[1], &[0.25])?, 0.0, 1.0)?;
-        outputs.push(statistic("pair loss", statistics[0]));
-        e.wide_backward(&[&loss])?;
+        let out = pairwise_loss(&scores, &e.wide(&[1], &[0.25])?, 0.0, 1.0)?;
+        outputs.push(statistic("pair loss", out.statistics.to_f64()?[0]));
+        out.root.backward()?;
         outputs.push(e.wide_gradient("dscores", &scores)?);
     }
     Ok(outputs)
@@ -278,10 +303,9 @@ fn infinite_pairs(e: &Engine) -> Result<Vec<Output>> {
         let (mut margins, mut scores) = (normal(p, 1), normal(2 * p, 2));
         (margins[7], scores[50]) = (margin, score);
         let scores = e.wide(&[2 * p], &scores)?;
-        let (loss, statistics) = pairwise_loss(&scores, &e.wide(&[p], &margins)?, 0.0, 0.5)?;
-        let names = ["pair loss", "chosen", "gap"];
-        outputs.extend(names.into_iter().zip(statistics).map(|(name, value)| statistic(name, value)));
-        outputs.push(e.wide_output("loss", &loss)?);
+        let out = pairwise_loss(&scores, &e.wide(&[p], &margins)?, 0.0, 0.5)?;
+        outputs.extend(statistics(&PAIR_STATISTICS, &out.statistics)?);
+        outputs.push(e.wide_output("loss", &out.loss)?);
     }
     Ok(outputs)
 }
@@ -303,9 +327,7 @@ fn infinite_ppo(e: &Engine) -> Result<Vec<Output>> {
             old_values: column(5, 3, 0.0)?,
             returns: column(6, 17, f64::INFINITY)?,
         };
-        let (_, statistics) = ppo_loss(&tokens, coefficients(n, None))?;
-        let names = ["policy loss", "value loss", "kl", "clipped", "values clipped", "ratio", "squared ratio"];
-        outputs.extend(names.into_iter().zip(statistics).map(|(name, value)| statistic(name, value)));
+        outputs.extend(statistics(&PPO_STATISTICS, &ppo_loss(&tokens, &coefficients(n, None))?.statistics)?);
     }
     Ok(outputs)
 }

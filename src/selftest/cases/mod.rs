@@ -1,5 +1,7 @@
 //! The rows, one file a group of operations. A row's sizes stand in its name; what is not said is normal numbers.
 
+mod advance;
+mod append;
 mod attention;
 mod head;
 mod linear;
@@ -15,11 +17,17 @@ const DTYPES: [DType; 2] = [DType::BF16, DType::F32];
 
 /// All rows, by kernel.
 pub(super) fn all() -> Vec<Case> {
-    let mut cases: Vec<Case> =
-        [attention::cases(), head::cases(), linear::cases(), losses::cases(), optimizer::cases(), rows::cases()]
-            .into_iter()
-            .flatten()
-            .collect();
+    let groups = [
+        advance::cases(),
+        append::cases(),
+        attention::cases(),
+        head::cases(),
+        linear::cases(),
+        losses::cases(),
+        optimizer::cases(),
+        rows::cases(),
+    ];
+    let mut cases: Vec<Case> = groups.into_iter().flatten().collect();
     cases.sort_by_key(|case| case.kernel);
     cases
 }

@@ -143,14 +143,11 @@ fn sums(cases: &mut Vec<Case>, dtype: DType) {
             Ok(vec![forward, e.gradient("da", &a)?, e.gradient("db", &b)?])
         }));
     }
-    for n in [1, 33, 1000, 70001] {
+    for [r, n] in [[1, 1], [4, 33], [3, 1000], [1, 70001], [2, 0]] {
         if dtype == DType::F32 {
-            cases.push(Case::new("elementwise", format!("n {n} scaled_sum"), dtype, move |e| {
-                let a = e.trained(e.wide(&[n], &normal(n, 1))?)?;
-                let out = elementwise::scaled_sum(&a, -0.3)?;
-                let forward = e.wide_output("out", &out)?;
-                e.wide_backward(&[&out])?;
-                Ok(vec![forward, e.wide_gradient("dinp", &a)?])
+            cases.push(Case::new("elementwise", format!("R {r} n {n} row_sums"), dtype, move |e| {
+                let inp = e.wide(&[r, n], &normal(r * n, 1))?;
+                Ok(vec![e.wide_output("out", &elementwise::row_sums(&inp)?)?])
             }));
         }
     }

@@ -7,16 +7,18 @@ use crate::autograd::Grad;
 use crate::config::KlEstimator;
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::ops::attention::{CacheRows, Heads, LayerCache, Sequences, attention};
+use crate::ops::append::{Continued, LayerCache, QueriesKeys, append};
+use crate::ops::attention::{Heads, Sequences, attention};
 use crate::ops::gae::{Shaped, gae, rewards, shaped_gae};
 use crate::ops::matmul::{linear, multiply};
 use crate::ops::ppo_loss::{Coefficients, Tokens, ppo_loss};
-use crate::ops::sample::{Sampling, sample};
-use crate::ops::token_logprobs::token_logprobs;
+use crate::ops::sample::{Drawn, Sampling, sample};
+use crate::ops::token_logprobs::{Objective, loss, token_logprobs};
 use crate::ops::{
-    RowPlan, adamw, column_sum, elementwise, embedding, gelu, global_norm, layer_norm, pairwise_loss, rms_norm, rope,
-    scalar_head, swiglu, whiten,
+    RowPlan, adamw, advance, column_sum, elementwise, embedding, gelu, global_norm, layer_norm, pairwise_loss,
+    rms_norm, rope, scalar_head, swiglu, whiten,
 };
+use crate::random::Stage;
 use crate::tensor::Tensor;
 
 pub(super) fn workloads() -> Vec<Workload> {
@@ -25,6 +27,7 @@ pub(super) fn workloads() -> Vec<Workload> {
         all.extend(products(dtype));
         all.extend(attentions(dtype));
         all.extend(caches(dtype));
+        all.extend(appends(dtype));
         all.extend(norms(dtype));
         all.extend(pointwise(dtype));
         all.extend(rows(dtype));
@@ -136,7 +139,7 @@ fn caches(dtype: DType) -> Vec<Workload> {
         let limits = [
             (&names[0][..], Limit::bytes(n * (2 * q + 2 * kv) * b).mma(prefill)),
             (&names[1], Limit::bytes(((n + 2) * 2 * kv + 4 * q) * b)),
-            ("attention_append_{}", Limit::bytes((n + 2) * 4 * kv * b)),
+            ("append_{}", Limit::bytes((n + 2) * 4 * kv * b)),
         ];
         let shape = format!("heads {}:{} HD {} cached {lengths:?}", heads.heads, heads.kv_heads, heads.size);
         all.push(work(shape, dtype, &limits, move |e| {
@@ -144,13 +147,35 @@ fn caches(dtype: DType) -> Vec<Workload> {
             let cache = LayerCache::new(&e.device, kind, 2, 256, heads)?;
             for (new, first) in [(lengths, [0, 0]), ([1, 1], lengths)] {
                 let qkv = x(e, &[new[0] + new[1], row], 1)?.detach();
-                let sequences = Sequences::continued(&e.device, &new, &first)?;
-                cache.attention(&qkv, &sequences, &CacheRows::new(&e.device, &[1, 0], &first)?, heads)?;
+                cache.attention(
+                    &qkv,
+                    &QueriesKeys::default(),
+                    &Continued::new(&e.device, &[1, 0], &new, &first)?,
+                    heads,
+                )?;
             }
             Ok(())
         }));
     }
     all
+}
+
+/// New tokens with and without normalisation, turned.
+fn appends(dtype: DType) -> [Workload; 2] {
+    let (n, heads) = (256, Heads { heads: 4, kv_heads: 2, size: 64 });
+    let (q, kv) = (heads.heads * heads.size, heads.kv_heads * heads.size);
+    let limit = Limit::bytes(n * ((2 * q + 4 * kv) * dtype.bytes() + 4 * heads.size + 8));
+    [("append_{}", false), ("append_normed_{}", true)].map(|(entry, normed)| {
+        work(format!("N {n} heads 4:2 HD 64 turned"), dtype, &[(entry, limit)], move |e| {
+            let qkv = x(e, &[n, heads.row()], 1)?.detach();
+            let cache = LayerCache::new(&e.device, qkv.dtype(), 1, n, heads)?;
+            let table = e.wide(&[n, heads.size], &normal(n * heads.size, 3))?;
+            let weights = [x(e, &[heads.size], 4)?.detach(), x(e, &[heads.size], 5)?.detach()];
+            let norms = normed.then_some(([&weights[0], &weights[1]], 1e-6));
+            let before = QueriesKeys { norms, table: Some(&table) };
+            append(&cache, &qkv, &before, &Continued::new(&e.device, &[0], &[n], &[0])?, heads).map(|_| ())
+        })
+    })
 }
 
 /// Bytes of the partial sums of rows of `c` elements.
@@ -307,18 +332,30 @@ fn logits(dtype: DType) -> Vec<Workload> {
     let drawn = |shape: &str, sampling: Sampling| {
         let limit = [("sample_{}", Limit::bytes(row))];
         work(format!("R {r} V {v} {shape}"), dtype, &limit, move |e| {
-            sample(&x(e, &[r, v], 1)?.detach(), &vec![0.4; r], &sampling).map(|_| ())
+            sample(&x(e, &[r, v], 1)?.detach(), &Tensor::new(&e.device, &[r], vec![0.4f32; r])?, &sampling).map(|_| ())
         })
     };
     vec![
         work(
             format!("R {r} V {v}"),
             dtype,
-            &[("token_logprobs_forward_{}", Limit::bytes(row)), ("token_logprobs_backward_{}", Limit::bytes(2 * row))],
+            &[
+                ("token_logprobs_forward_{}", Limit::bytes(row)),
+                ("token_logprobs_likelihood_{}", Limit::bytes(3 * row)),
+                ("token_logprobs_clipped_{}", Limit::bytes(3 * row)),
+            ],
             move |e| {
-                let targets = e.ints(&vec![7; r])?;
-                let out = token_logprobs(&x(e, &[r, 8], 1)?, &x(e, &[v, 8], 2)?, &targets, 1.0)?;
-                e.wide_backward(&[&out.logprobs, &out.entropy])
+                let (hidden, weight, targets) = (x(e, &[r, 8], 1)?.detach(), x(e, &[v, 8], 2)?.detach(), vec![7; r]);
+                let (targets, [old, advantages]) = (e.ints(&targets)?, [&column(e, r, 3)?, &column(e, r, 4)?]);
+                token_logprobs(&hidden, &weight, &targets, 1.0)?;
+                let coefficients = coefficients(r);
+                for objective in [
+                    Objective::Likelihood { scale: 0.5 },
+                    Objective::Clipped { old_logprobs: old, advantages, coefficients, entropy_coef: 0.1 },
+                ] {
+                    loss(&hidden, &weight, &targets, 1.0, &objective)?.root.backward()?;
+                }
+                Ok(())
             },
         ),
         drawn("greedy", Sampling { temperature: 0.0, top_k: 0, top_p: 1.0 }),
@@ -350,15 +387,27 @@ fn wide() -> Vec<Workload> {
         })
     };
     let mut all = vec![adam(DType::BF16, 30), adam(DType::F32, 28)];
-    all.extend([episodes(), ppo(), pairs(), scaled_sum()]);
+    all.extend([episodes(), ppo(), pairs(), row_sums(), decoded()]);
     all
 }
 
-fn scaled_sum() -> Workload {
-    let n = 20000;
-    let limits = [("scaled_sum_f32", Limit::bytes(4 * n)), ("fill_f32", Limit::bytes(4 * n))];
-    work(format!("n {n}"), DType::F32, &limits, move |e| {
-        e.wide_backward(&[&elementwise::scaled_sum(&x(e, &[n], 1)?, 0.5)?])
+fn row_sums() -> Workload {
+    let [r, n] = [4, 5000];
+    let limits = [("row_sums_f32", Limit::bytes(4 * r * n))];
+    work(format!("R {r} n {n}"), DType::F32, &limits, move |e| {
+        elementwise::row_sums(&e.wide(&[r, n], &normal(r * n, 1))?).map(|_| ())
+    })
+}
+
+fn decoded() -> Workload {
+    let n = 4096;
+    work(format!("B {n}"), DType::F32, &[("advance_f32", Limit::bytes(56 * n))], move |e| {
+        let rule = advance::Rule { stop: e.ints(&[7])?, most: 9, seed: 5, stage: Stage::Rollout, step: 1 };
+        let start =
+            |i: usize| advance::Start { id: 1, position: 3, slot: i, count: 1, number: i as u32, finished: false };
+        let rows = advance::Rows::new(&e.device, &(0..n).map(start).collect::<Vec<_>>(), 8, &rule)?;
+        let drawn = Drawn { tokens: e.ints(&vec![3; n])?, bad: e.ints(&vec![-1; n])? };
+        advance::advance(&rows, &drawn, &column(e, n, 1)?, &rule)
     })
 }
 
@@ -390,32 +439,34 @@ fn episodes() -> Workload {
 
 fn ppo() -> Workload {
     let n = 4096;
-    // Two gradients are scaled.
-    let limits = [("ppo_loss_f32", Limit::bytes(32 * n)), ("scale_f32", Limit::bytes(2 * 8 * n))];
+    let limits = [("ppo_loss_f32", Limit::bytes(32 * n))];
     work(format!("N {n}"), DType::F32, &limits, move |e| {
         let tokens = Tokens {
-            logprobs: e.trained(column(e, n, 1)?)?,
+            logprobs: column(e, n, 1)?,
             old_logprobs: column(e, n, 1)?,
             advantages: column(e, n, 3)?,
-            values: e.trained(column(e, n, 4)?)?,
+            values: column(e, n, 4)?,
             old_values: column(e, n, 5)?,
             returns: column(e, n, 6)?,
         };
-        let coefficients = Coefficients {
-            cliprange_low: 0.2,
-            cliprange_high: 0.2,
-            cliprange_value: 0.2,
-            vf_coef: 0.1,
-            dual_clip: None,
-            scale: 1.0 / n as f64,
-        };
-        e.wide_backward(&[&ppo_loss(&tokens, coefficients)?.0])
+        ppo_loss(&tokens, &coefficients(n))?.root.backward()
     })
+}
+
+fn coefficients(n: usize) -> Coefficients {
+    Coefficients {
+        cliprange_low: 0.2,
+        cliprange_high: 0.2,
+        cliprange_value: 0.2,
+        vf_coef: 0.1,
+        dual_clip: None,
+        scale: 1.0 / n as f64,
+    }
 }
 
 fn pairs() -> Workload {
     let p = 2048;
     work(format!("P {p}"), DType::F32, &[("pairwise_loss_f32", Limit::bytes(20 * p))], move |e| {
-        pairwise_loss::pairwise_loss(&column(e, 2 * p, 1)?, &column(e, p, 2)?, 0.01, 1.0 / p as f64).map(|_| ())
+        pairwise_loss::pairwise_loss(&column(e, 2 * p, 1)?, &column(e, p, 2)?, 0.01, 1.0 / p as f64)?.root.backward()
     })
 }

@@ -24,13 +24,13 @@ pub(super) fn workloads(size: Size) -> Vec<Workload> {
 fn logits([r, v]: [usize; 2]) -> Vec<Workload> {
     let shape = format!("R {r} V {v}");
     let uniforms = move || (0..r).map(|i| ((i as f32 + 0.37) * 0.618_034).fract()).collect::<Vec<f32>>();
-    let inputs = move |p: &Place| Ok((p.tensor(&[r, v])?, uniforms()));
+    let inputs = move |p: &Place| Ok((p.tensor(&[r, v])?, Tensor::new(&p.device, &[r], uniforms())?));
     let draw = |top_k, top_p| {
         let sampling = Sampling { temperature: 0.7, top_k, top_p };
-        move |(logits, uniforms): &(Tensor, Vec<f32>)| sample(logits, uniforms, &sampling).map(|_| ())
+        move |(logits, uniforms): &(Tensor, Tensor)| sample(logits, uniforms, &sampling).map(|_| ())
     };
-    let targets = move |p: &Place| Ok((p.tensor(&[r, v])?, (0..r).map(|i| (i * 7919 % v) as i32).collect::<Vec<_>>()));
-    let gather = |(logits, tokens): &(Tensor, Vec<i32>)| of_logits(logits, tokens, 0.7).map(|_| ());
+    let targets = move |p: &Place| Ok((p.tensor(&[r, v])?, p.ints((0..r).map(|i| (i * 7919 % v) as i32).collect())?));
+    let gather = |(logits, tokens): &(Tensor, Tensor)| of_logits(logits, tokens, 0.7).map(|_| ());
     let cost = Cost::floats(r * v);
     vec![
         Workload::new("sample", &shape, cost, inputs, draw(0, 1.0)),
@@ -69,7 +69,7 @@ fn scans([b, t]: [usize; 2]) -> Vec<Workload> {
         dual_clip: None,
         scale: 1.0 / n as f64,
     };
-    let loss = move |tokens: &Tokens| ppo_loss(tokens, coefficients).map(|_| ());
+    let loss = move |tokens: &Tokens| ppo_loss(tokens, &coefficients).map(drop);
     vec![
         Workload::new("gae with reward shaping", &shape, Cost::bytes(24 * n), episodes, scan),
         Workload::new("whiten", format!("N {n}"), Cost::bytes(8 * n), move |p| p.wide(&[n]), white),
@@ -79,8 +79,7 @@ fn scans([b, t]: [usize; 2]) -> Vec<Workload> {
 
 fn pairs(p: usize) -> Workload {
     let make = move |place: &Place| Ok((place.trained(place.wide(&[2 * p])?)?, place.wide(&[p])?));
-    let pass =
-        move |(scores, margin): &(Tensor, Tensor)| pairwise_loss(scores, margin, 0.0, 1.0 / p as f64).map(|_| ());
+    let pass = move |(scores, margin): &(Tensor, Tensor)| pairwise_loss(scores, margin, 0.0, 1.0 / p as f64).map(drop);
     Workload::new("pairwise_loss", format!("P {p}"), Cost::bytes(20 * p), make, pass)
 }
 

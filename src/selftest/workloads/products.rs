@@ -2,9 +2,10 @@
 
 use super::{Cost, Place, Recorded, Size, Workload};
 use crate::error::Result;
-use crate::ops::attention::{CacheRows, Heads, LayerCache, Sequences, attention};
+use crate::ops::append::{Continued, LayerCache, QueriesKeys};
+use crate::ops::attention::{Heads, Sequences, attention};
 use crate::ops::matmul::{linear, weight_gradient};
-use crate::ops::token_logprobs::token_logprobs;
+use crate::ops::token_logprobs::{Objective, loss};
 use crate::tensor::Tensor;
 
 pub(super) fn workloads(size: Size) -> Vec<Workload> {
@@ -19,7 +20,8 @@ pub(super) fn workloads(size: Size) -> Vec<Workload> {
         all.extend(attention_of(2, 128, heads(2, 1, 64)));
         all.push(decode(4, 128, heads(4, 2, 64)));
     }
-    all.push(head(if large { [4096, 2048, 65536] } else { [64, 128, 1024] }));
+    let heads: &[[usize; 3]] = if large { &[[4096, 2048, 65536], [8192, 4096, 151_936]] } else { &[[64, 128, 1024]] };
+    all.extend(heads.iter().map(|&sizes| head(sizes)));
     all
 }
 
@@ -66,9 +68,7 @@ fn attention_of(b: usize, t: usize, heads: Heads) -> Vec<Workload> {
 struct Decode {
     qkv: Tensor,
     cache: LayerCache,
-    sequences: Sequences,
-    slots: Vec<usize>,
-    lengths: Vec<usize>,
+    rows: Continued,
     heads: Heads,
 }
 
@@ -80,18 +80,20 @@ impl Decode {
         for rows in slots.chunks(16) {
             let (lengths, empty) = (vec![t; rows.len()], vec![0; rows.len()]);
             let qkv = p.tensor(&[rows.len() * t, heads.row()])?;
-            let map = CacheRows::new(&p.device, rows, &empty)?;
-            cache.attention(&qkv, &Sequences::new(&p.device, &lengths)?, &map, heads)?;
+            cache.attention(
+                &qkv,
+                &QueriesKeys::default(),
+                &Continued::new(&p.device, rows, &lengths, &empty)?,
+                heads,
+            )?;
         }
-        let lengths = vec![t; b];
-        let sequences = Sequences::continued(&p.device, &vec![1; b], &lengths)?;
-        Ok(Self { qkv: p.tensor(&[b, heads.row()])?, cache, sequences, slots, lengths, heads })
+        let rows = Continued::new(&p.device, &slots, &vec![1; b], &vec![t; b])?;
+        Ok(Self { qkv: p.tensor(&[b, heads.row()])?, cache, rows, heads })
     }
 
     /// The same token again and again: it is appended at the same position.
     fn step(&self) -> Result<()> {
-        let rows = CacheRows::new(self.qkv.device(), &self.slots, &self.lengths)?;
-        self.cache.attention(&self.qkv, &self.sequences, &rows, self.heads).map(|_| ())
+        self.cache.attention(&self.qkv, &QueriesKeys::default(), &self.rows, self.heads).map(|_| ())
     }
 }
 
@@ -101,19 +103,18 @@ fn decode(b: usize, t: usize, heads: Heads) -> Workload {
     Workload::new("attention decode", shape, cost, move |p| Decode::new(p, b, t, heads), Decode::step)
 }
 
-/// Log-probabilities and their gradients in hidden states and weights; the chunks of logits among them.
+/// The loss of the head with its gradients in hidden states and weight; the chunks of logits among them.
 fn head([n, c, v]: [usize; 3]) -> Workload {
     let cost = Cost::flop(6.0 * n as f64 * c as f64 * v as f64);
     let make = move |p: &Place| {
         let targets = p.ints((0..n).map(|i| (i * 7919 % v) as i32).collect())?;
-        Ok((p.activation(&[n, c])?, p.parameter(&[v, c])?, targets, p.wide(&[n])?))
+        Ok((p.activation(&[n, c])?, p.parameter(&[v, c])?, targets))
     };
-    let pass = |(x, w, targets, dout): &(Tensor, Tensor, Tensor, Tensor)| {
+    let pass = move |(x, w, targets): &(Tensor, Tensor, Tensor)| {
         if let Some(slot) = w.slot()? {
             slot.reset();
         }
-        let out = token_logprobs(x, w, targets, 1.0)?;
-        out.logprobs.rule_alone(&[Some(dout.clone()), None]).map(|_| ())
+        loss(x, w, targets, 1.0, &Objective::Likelihood { scale: 1.0 / n as f64 }).map(drop)
     };
-    Workload::new("token_logprobs with the head, both ways", format!("N {n} C {c} V {v}"), cost, make, pass)
+    Workload::new("token_logprobs with the head and all gradients", format!("N {n} C {c} V {v}"), cost, make, pass)
 }
