@@ -149,3 +149,50 @@ fn products_of_the_library_are_exact_on_whole_numbers() {
         }
     }
 }
+
+/// More small uploads than the ring of page-locked memory holds, queued faster than the GPU fetches them.
+#[test]
+fn uploads_that_do_not_wait_arrive_in_order() {
+    let Some(cuda) = first() else { return };
+    let (pieces, bytes) = (3000, 4096);
+    let all = cuda.alloc(pieces * bytes).unwrap();
+    let piece = |i: usize| vec![(i % 253) as u8; bytes - i % 100];
+    for i in 0..pieces {
+        cuda.upload(all + (i * bytes) as u64, &piece(i)).unwrap();
+    }
+    let mut out = vec![0; pieces * bytes];
+    cuda.download(&mut out, all).unwrap();
+    for (i, found) in out.chunks_exact(bytes).enumerate() {
+        assert!(found[..bytes - i % 100] == piece(i), "piece {i}");
+    }
+    cuda.free(all);
+}
+
+#[test]
+fn a_recording_is_done_again_on_what_stands_there() {
+    let Some(cuda) = first() else { return };
+    let [a, b] = [cuda.alloc(1000).unwrap(), cuda.alloc(1000).unwrap()];
+    let mut work = || cuda.copy(b, a, 1000).and_then(|()| cuda.fill(b, 10, 9));
+    cuda.fill(b, 1000, 0).unwrap();
+    let recording = cuda.record(&mut work).unwrap();
+    let read = || {
+        let mut out = vec![0; 1000];
+        cuda.download(&mut out, b).unwrap();
+        out
+    };
+    assert_eq!(read(), [0; 1000], "recording does nothing");
+    for value in [3, 5] {
+        cuda.upload(a, &[value; 1000]).unwrap();
+        cuda.replay(recording).unwrap();
+        assert_eq!(read(), [&[9; 10][..], &[value; 990]].concat());
+    }
+    cuda.forget(recording);
+    assert_eq!(cuda.replay(recording).unwrap_err().id(), "graph-unknown");
+    // What cannot be recorded is refused, and the stream is as it was.
+    for refused in [cuda.record(&mut || cuda.upload(a, &[1])), cuda.record(&mut || cuda.alloc(1).map(|_| ()))] {
+        assert_eq!(refused.unwrap_err().id(), "graph-host-work");
+    }
+    cuda.upload(b, &[7; 1000]).unwrap();
+    assert_eq!(read(), [7; 1000]);
+    [a, b].into_iter().for_each(|address| cuda.free(address));
+}
