@@ -92,9 +92,12 @@ impl Model {
             return Generator::new(self, weights, prompts, options, longest)?.run();
         }
         // A decode step of a small model is too short for several cores; several generations at once are not.
-        let groups = ops::groups(prompts, |first, prompts| {
-            let options = Generation { first_row: options.first_row + first as u32, ..options.clone() };
-            Generator::new(self, weights, prompts, &options, longest)?.run()
+        let most = policy(self.device(), longest, options.slots).slots;
+        let groups = ops::groups(prompts, |first, group| {
+            // Together they have the slots that one generation would have.
+            let slots = Some((most * group.len() / prompts.len()).max(1));
+            let options = Generation { first_row: options.first_row + first as u32, slots, ..options.clone() };
+            Generator::new(self, weights, group, &options, longest)?.run()
         });
         let mut all = Generated { responses: Vec::with_capacity(prompts.len()), slots: SlotUse::default() };
         for group in groups {

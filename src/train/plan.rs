@@ -126,6 +126,14 @@ impl Scene {
         self.group(format!("{role}moments"), learner.optimizer.moments().into_iter().map(bytes).sum());
     }
 
+    /// The one model of a run that is trained, on rows of up to `longest` tokens.
+    fn learns(&mut self, learner: Learner, longest: usize) -> Result<Learner> {
+        self.warm(&learner.model, longest)?;
+        self.trained("", &learner);
+        self.rest()?;
+        Ok(learner)
+    }
+
     /// What lies there beside the groups so far: tables of positions, and what is lost to rounding.
     fn rest(&mut self) -> Result<()> {
         let known: usize = self.groups.iter().map(|(_, bytes)| bytes).sum();

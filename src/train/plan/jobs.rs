@@ -119,10 +119,7 @@ impl Job for Sft<'_> {
         scene.ends("load")?;
         let learner = Learner::new(model, &self.config.optimizer, sft::ADAM_EPSILON, self.config.learning_rate, 1)?;
         let longest = self.rows.iter().chain(&self.eval).flatten().map(|example| example[0]).max().unwrap_or(0);
-        scene.warm(&learner.model, longest)?;
-        scene.trained("", &learner);
-        scene.rest()?;
-        Ok(learner)
+        scene.learns(learner, longest)
     }
 
     fn train(&self, learner: &mut Learner, rows: usize, scene: &mut Scene) -> Result<()> {
@@ -209,10 +206,7 @@ impl Job for Preferences<'_> {
         scene.ends("load")?;
         let learner = Learner::new(model, &self.config.optimizer, reward::ADAM_EPSILON, self.config.learning_rate, 1)?;
         let longest = self.pairs.iter().flatten().chain(&self.eval).max().copied().unwrap_or(0);
-        scene.warm(&learner.model, longest)?;
-        scene.trained("", &learner);
-        scene.rest()?;
-        Ok(learner)
+        scene.learns(learner, longest)
     }
 
     fn train(&self, learner: &mut Learner, rows: usize, scene: &mut Scene) -> Result<()> {
