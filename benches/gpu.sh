@@ -3,6 +3,7 @@
 #
 #   benches/gpu.sh BIN OUT selftest          what the machine is, and every kernel against the reference
 #   benches/gpu.sh BIN OUT demo              the three stages on the embedded task
+#   benches/gpu.sh BIN OUT resume            the embedded task in small, resumed at many steps: the same bytes, or a failure
 #   benches/gpu.sh BIN OUT model             the three stages on random weights of Qwen2.5-0.5B's shape
 #   benches/gpu.sh BIN OUT bench BENCH...    benchmark binaries, as `cargo bench --no-run` builds them
 #   benches/gpu.sh BIN OUT peers PYTHON PART what benches/peers/gpu.py measures: attention, head, step, ...
@@ -11,13 +12,13 @@
 # BIN is the rlhf binary, OUT a directory for the record. A part ends within ten minutes (LIMIT seconds) and leaves its
 # raw output and PART.md in OUT; summary.md joins the parts that have run. DEVICE names the device (cuda:0); with
 # DEVICE=emulated the part selftest runs anywhere, and the peers on toy sizes; FILTER chooses among selftest's cases and
-# among benchmarks, as criterion does; CONFIG is another config.json for the part model. A run on a card whose
+# among benchmarks, as criterion does; EVERY is how many steps of SFT lie between two that resume starts from (25); CONFIG is another config.json for the part model. A run on a card whose
 # selftest.json is copied to benches/record/ and listed in src/selftest/record.rs is what `rlhf kernels` shows. The exit
 # code is 1 if anything failed.
 set -uo pipefail
 
 self=$(realpath "$0")
-usage() { sed -n '3,10p' "$self" | cut -c 3- >&2; exit 2; }
+usage() { sed -n '3,11p' "$self" | cut -c 3- >&2; exit 2; }
 [ $# -ge 3 ] || usage
 bin=$(realpath "$1") part=$3
 here=$(dirname "$self") from=$PWD
@@ -78,6 +79,29 @@ run_demo() {
     step demo "$bin" demo --device "$device" --output-dir "demo"
     quote "demo.out"
     quote "demo.log" 20
+}
+
+# same WHOLE DIR: what a resumed run promises to be equal.
+same() {
+    local file
+    for file in metrics.jsonl samples.jsonl {sft,reward,ppo}/model.safetensors; do
+        cmp "$1/$file" "$2/$file" || { failed=1; say "  - $file differs"; }
+    done
+}
+
+run_resume() {
+    local every=${EVERY:-25} path stage number
+    rm -rf resume && mkdir -p resume
+    step whole "$bin" demo --quick --quiet --seed 3 --device "$device" --output-dir resume/whole --save-steps 1 \
+        --save-total-limit 0 || return
+    for path in resume/whole/*/checkpoints/step-*; do
+        number=${path##*-} stage=$(basename "${path%/checkpoints/*}")
+        [ $((number % every)) -eq 1 ] || { [ "$stage" != sft ] && [ $((number % 5)) -eq 1 ]; } || continue
+        cp -r resume/whole resume/part
+        step "resumed-$stage-$number" "$bin" demo --quick --quiet --seed 3 --device "$device" --save-steps 0 \
+            --resume "resume/part/$stage/checkpoints/step-$number" && same resume/whole resume/part
+        rm -rf resume/part
+    done
 }
 
 # rows FILE KIND: 256 rows that look like text and are the same every time.
@@ -156,7 +180,7 @@ run_compare() {
     quote "compare.log" 30
 }
 
-case $part in selftest | demo | model | bench | peers | compare) ;; *) usage ;; esac
+case $part in selftest | demo | resume | model | bench | peers | compare) ;; *) usage ;; esac
 : > "$notes"
 say "## $label"
 say ''
@@ -165,7 +189,7 @@ say ''
 "run_$part" "$@"
 {
     printf '# What hardware says\n'
-    for file in selftest.md demo.md model.md bench-*.md peers-*.md compare.md; do
+    for file in selftest.md demo.md resume.md model.md bench-*.md peers-*.md compare.md; do
         if [ -e "$file" ]; then printf '\n'; cat "$file"; fi
     done
 } > "summary.md"

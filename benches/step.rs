@@ -211,7 +211,7 @@ fn time_sft(models: &mut Models, shape: Shape, steps: usize) -> Result<Duration>
     let groups: Vec<Vec<usize>> = (0..data.len()).map(|i| vec![i]).collect();
     let model = models.take_policy()?;
     let start = Instant::now();
-    let trained = sft::train(model, &data, &groups, &[], &config, &mut Journal::silent(), &mut |_, _| Ok(()))?;
+    let trained = sft::train(model, &data, &groups, &[], &config, &mut Journal::silent(), &mut ())?;
     let elapsed = start.elapsed();
     models.policy = Some(trained);
     Ok(elapsed)
@@ -230,7 +230,7 @@ fn time_reward(models: &mut Models, shape: Shape, steps: usize) -> Result<Durati
     let data: Vec<PairExample> = (0..64).map(pair).collect();
     let model = models.take_reward()?;
     let start = Instant::now();
-    let trained = reward::train(model, &data, &[], &config, &mut Journal::silent(), &mut |_, _| Ok(()))?;
+    let trained = reward::train(model, &data, &[], &config, &mut Journal::silent(), &mut ())?;
     let elapsed = start.elapsed();
     models.reward = Some(trained);
     Ok(elapsed)
@@ -262,7 +262,7 @@ fn time_ppo(models: &mut Models, shape: Shape, batches: usize) -> Result<Duratio
     let (mut reward, value_model) = (models.take_reward()?, models.take_value()?);
     let start = Start { policy: models.take_policy()?, value_model, reward: &mut reward, stop: &[], normalize: None };
     let clock = Instant::now();
-    let finish = ppo::train(start, &prompts, &config, &mut Journal::silent(), &mut |_, _| Ok(()))?;
+    let finish = ppo::train(start, &prompts, &config, &mut Journal::silent(), &mut ())?;
     let elapsed = clock.elapsed();
     (models.policy, models.value, models.reward) = (Some(finish.policy), Some(finish.value_model), Some(reward));
     Ok(elapsed)

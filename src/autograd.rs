@@ -5,6 +5,8 @@
 //! tape may be run a second time in backward instead of being kept ([`checkpoint`]; Chen et al., "Training deep nets
 //! with sublinear memory cost", 2016).
 
+#![forbid(unsafe_code)]
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

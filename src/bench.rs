@@ -1,6 +1,8 @@
 //! The benchmarks' door into the crate: the device, single operations, ceilings, counters, rollouts. No part of the
 //! public interface.
 
+#![forbid(unsafe_code)]
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;

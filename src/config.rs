@@ -4,6 +4,8 @@
 //! Sources of defaults: "TRL" is TRL 1.16 (PPO: 1.12, the last release that had it), "HF" is transformers' trainer,
 //! "N+" is Huang et al., "The N+ implementation details of RLHF with PPO", 2024.
 
+#![forbid(unsafe_code)]
+
 use std::path::PathBuf;
 
 use crate::error::{Error, Result};
@@ -64,7 +66,7 @@ pub struct RunArgs {
     /// Training data, JSONL or Parquet, in TRL's columns
     #[arg(long, value_name = "FILE")]
     pub dataset: Option<PathBuf>,
-    /// Where everything is written; must not exist, or be empty
+    /// Where everything is written; must not exist, or be empty, unless a run is resumed there
     #[arg(long, value_name = "DIR")]
     pub output_dir: Option<PathBuf>,
     /// Where to compute: auto, cpu, cuda, cuda:N (the N-th GPU, from 0), emulated (the GPU's kernels, on the CPU)
@@ -79,9 +81,9 @@ pub struct RunArgs {
     /// Optimizer steps (PPO: batches) between two rows of metrics.jsonl [TRL: 10; PPO 1]
     #[arg(long, value_parser = at_least_one())]
     pub logging_steps: Option<usize>,
-    /// Optimizer steps between two saves of the model under checkpoints/; without it only at the end
-    #[arg(long, value_parser = at_least_one())]
-    pub save_steps: Option<usize>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub save: SaveArgs,
     /// Make any loss of data (a dropped row, a cut token) an error that names the row
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     #[arg(default_value_t = false, action = clap::ArgAction::Set)]
@@ -94,6 +96,46 @@ pub struct RunArgs {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     #[arg(default_value_t = false, action = clap::ArgAction::Set)]
     pub quiet: bool,
+}
+
+/// When the state of a run is saved, and what it goes on from.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Checkpoints")]
+pub struct SaveArgs {
+    /// Optimizer steps (PPO: batches) between two checkpoints; 0 saves none but when the run is interrupted; auto is
+    /// every five minutes, and rarer where saving would take more than about 1 % of the time [TRL: 500]
+    #[arg(long, default_value = "auto", value_name = "STEPS", value_parser = save_steps)]
+    pub save_steps: SaveSteps,
+    /// Checkpoints that are kept, the newest ones; 0 keeps all [TRL: all]
+    #[arg(long, default_value_t = 2, value_name = "N")]
+    pub save_total_limit: usize,
+    /// Go on from a checkpoint: PATH, or without it the newest whole one in the output directory; from the start if
+    /// there is none
+    #[arg(long, value_name = "PATH", num_args = 0..=1, default_missing_value = LATEST)]
+    pub resume: Option<PathBuf>,
+    /// Resume although settings, data, models or the program have changed so that the result will be another
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(default_value_t = false, action = clap::ArgAction::Set)]
+    pub accept_changes: bool,
+}
+
+/// What `--resume` means without a path.
+pub(crate) const LATEST: &str = "latest";
+
+/// When a checkpoint is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SaveSteps {
+    /// By the clock.
+    Auto,
+    /// After every so many steps; 0 is never.
+    Every(usize),
+}
+
+fn save_steps(text: &str) -> std::result::Result<SaveSteps, String> {
+    match text {
+        "auto" => Ok(SaveSteps::Auto),
+        _ => text.parse().map(SaveSteps::Every).map_err(|_| "a number of steps, or `auto`, is needed".to_owned()),
+    }
 }
 
 impl RunArgs {

@@ -1,5 +1,7 @@
 //! Element types, as run-time values: a tensor is not generic.
 
+#![forbid(unsafe_code)]
+
 use std::fmt;
 
 /// The type of a tensor's elements.

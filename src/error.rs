@@ -1,6 +1,9 @@
 //! One error type for the whole crate: what went wrong, where, why, and how to fix it, with the exit code that the
 //! command line answers with. Input never causes a panic; it causes one of these.
 
+#![forbid(unsafe_code)]
+
+use std::borrow::Cow;
 use std::fmt;
 
 /// The crate's result.
@@ -23,6 +26,10 @@ pub enum Code {
     NonFinite = 6,
     /// Another process owns the output directory.
     Locked = 7,
+    /// SIGINT asked the run to stop; its state is saved.
+    Interrupted = 130,
+    /// SIGTERM asked the run to stop; its state is saved.
+    Terminated = 143,
 }
 
 /// An error that says what, where, why, and how to fix it.
@@ -98,6 +105,20 @@ impl Error {
         if self.0.place.is_some() { self } else { self.at(place) }
     }
 
+    /// Puts a place that is more to the point before the one that is known.
+    #[must_use]
+    pub(crate) fn before(self, place: impl Into<String>) -> Self {
+        let known = self.place().map(|known| format!(", {known}")).unwrap_or_default();
+        self.at(format!("{}{known}", place.into()))
+    }
+
+    /// Puts a wider place behind the one that is known.
+    #[must_use]
+    pub(crate) fn behind(self, place: impl Into<String>) -> Self {
+        let known = self.place().map(|known| format!("{known}, ")).unwrap_or_default();
+        self.at(format!("{known}{}", place.into()))
+    }
+
     /// Says why.
     #[must_use]
     pub fn because(mut self, why: impl Into<String>) -> Self {
@@ -131,10 +152,10 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let parts = &self.0;
-        write!(f, "{} [{}]", parts.what, parts.id)?;
+        write!(f, "{} [{}]", visible(&parts.what), parts.id)?;
         for (label, text) in [("where", &parts.place), ("why", &parts.why), ("fix", &parts.fix)] {
             if let Some(text) = text {
-                write!(f, "\n  {label}: {text}")?;
+                write!(f, "\n  {label}: {}", visible(text))?;
             }
         }
         Ok(())
@@ -142,6 +163,21 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+/// A text for a terminal: characters that it would obey (escape sequences) or that would turn the line around are
+/// written as their codes. Names of files, columns and tokens come from outside.
+pub(crate) fn visible(text: &str) -> Cow<'_, str> {
+    let obeyed =
+        |c: char| c.is_control() && c != '\n' || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    if !text.contains(obeyed) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if obeyed(c) { shown.extend(c.escape_default()) } else { shown.push(c) }
+    }
+    Cow::Owned(shown)
+}
 
 /// The name nearest to `unknown` among `known`, if it is near enough to be a typing error.
 pub(crate) fn nearest<'a>(unknown: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
@@ -174,6 +210,12 @@ mod tests {
         let text = error.to_string();
         assert_eq!(text, "the row is empty [row-empty]\n  where: a.jsonl:3\n  why: no text\n  fix: remove it");
         assert_eq!(error.code() as i32, 3);
+    }
+
+    #[test]
+    fn nothing_from_outside_moves_the_terminal() {
+        let error = Error::input("a", "column \u{1b}[2J").at("x\ry").because("one\ntwo").fix("\u{202e}ok");
+        assert_eq!(error.to_string(), "column \\u{1b}[2J [a]\n  where: x\\ry\n  why: one\ntwo\n  fix: \\u{202e}ok");
     }
 
     #[test]

@@ -37,7 +37,7 @@
 //! let mut short = |episodes: &[Episode<'_>]| Ok(episodes.iter().map(|e| -(e.response.len() as f32)).collect());
 //! let start = Start { policy, value_model, reward: &mut short, stop: &[0], normalize: None };
 //! let config = config::defaults::<config::PpoConfig>()?;
-//! let finish = ppo::train(start, &prompts, &config, &mut rlhf::Journal::silent(), &mut |_, _| Ok(()))?;
+//! let finish = ppo::train(start, &prompts, &config, &mut rlhf::Journal::silent(), &mut ())?;
 //! finish.policy.save("aligned".as_ref(), "a model card")?;
 //! # Ok(())
 //! # }
@@ -54,6 +54,9 @@ mod device;
 mod disk;
 mod dtype;
 mod error;
+mod files;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod model;
 mod objective;
 mod ops;

@@ -2,6 +2,8 @@
 //! The key is the run's seed; the counter names what is drawn: (position, row, step, stage << 24 | draw). Nothing has
 //! to be saved to resume, and the layout of a batch does not change what any row draws.
 
+#![forbid(unsafe_code)]
+
 use std::convert::Infallible;
 
 const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];

@@ -169,7 +169,7 @@ fn held_out_data_is_evaluated() {
 #[test]
 fn checkpoints_are_models() {
     let room = room("qwen2_untied");
-    room.run(&format!("{SFT} --save-steps 1")).ok();
+    room.run(&format!("{SFT} --save-steps 1 --save-total-limit 0")).ok();
     room.run(&format!("{REWARD} --save-steps 2")).ok();
     room.run(&format!("{PPO} --save-steps 2")).ok();
     for step in [1, 2, 3] {

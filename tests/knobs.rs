@@ -35,6 +35,14 @@ const SHARED: &[Knob] = &[
     ("seed", Weights, "", "--seed 7"),
     ("logging-steps", Metrics, "", "--logging-steps 2"),
     ("save-steps", Files, "", "--save-steps 1"),
+    ("save-total-limit", Files, "--save-steps 1", "--save-total-limit 1"),
+    ("resume", Nothing("nothing is there to go on from; tests/resume.rs goes on"), "", "--resume"),
+    (
+        "accept-changes",
+        Nothing("it lets a run that was changed go on, which tests/resume.rs does"),
+        "",
+        "--accept-changes",
+    ),
     ("strict", Refusal, "--dataset lossy.jsonl", "--strict"),
     ("dry-run", Files, "", "--dry-run"),
     ("quiet", Nothing("it is about the terminal"), "", "--quiet"),
@@ -120,7 +128,9 @@ fn run(room: &Room, line: &str, more: &str) -> Left {
     let outcome = room.run(&format!("{line} --output-dir out {more}")).ok();
     assert_eq!(outcome.stderr.is_empty(), more.contains("--quiet"), "{}", outcome.stderr);
     let mut left = room.files("out");
-    left.retain(|name, _| !["run.json", "README.md", "timings.jsonl"].iter().any(|end| name.ends_with(end)));
+    left.retain(|name, _| {
+        !["run.json", "manifest.json", "README.md", "timings.jsonl"].iter().any(|end| name.ends_with(end))
+    });
     let _ = std::fs::remove_dir_all(room.path("out"));
     left
 }

@@ -6,6 +6,11 @@
 mod badinput;
 mod cli;
 mod demo;
+mod faults;
+mod fuzzing;
+mod isolation;
 mod knobs;
+mod licences;
+mod resume;
 mod support;
 mod tidy;

@@ -40,6 +40,16 @@ impl Room {
         Self { dir: tempfile::tempdir().unwrap() }
     }
 
+    /// A room in memory where the system has such a place: there a sync costs nothing.
+    pub(crate) fn in_memory() -> Self {
+        tempfile::tempdir_in("/dev/shm").map_or_else(|_| Self::new(), |dir| Self { dir })
+    }
+
+    /// The binary that is tested: the one that was built for the tests, or the one in `RLHF_BINARY`.
+    pub(crate) fn binary(&self) -> PathBuf {
+        std::env::var_os("RLHF_BINARY").map_or_else(|| env!("CARGO_BIN_EXE_rlhf").into(), PathBuf::from)
+    }
+
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
@@ -120,7 +130,7 @@ impl Room {
 
     /// The command itself, for tests that hold its pipes.
     pub(crate) fn command(&self, line: &str) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_rlhf"));
+        let mut command = Command::new(self.binary());
         command.args(line.split_whitespace()).current_dir(self.dir.path());
         command.env("RAYON_NUM_THREADS", "1").env_remove("RUST_BACKTRACE");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -152,7 +162,7 @@ fn walk(dir: &Path, prefix: &str, files: &mut BTreeMap<String, Vec<u8>>) {
         let name = format!("{prefix}{}", path.file_name().unwrap().to_string_lossy());
         if path.is_dir() {
             walk(&path, &format!("{name}/"), files);
-        } else {
+        } else if path.is_file() {
             files.insert(name, std::fs::read(&path).unwrap());
         }
     }

@@ -13,6 +13,8 @@ use source::{Source, in_word, sources};
 const EXCEPTIONS: &[(&str, &str, &str)] = &[
     ("panic", "src/cpu/matmul.rs::gemm", "the unsafe call below relies on what is asserted"),
     ("long header", "src/lib.rs", "the front page of the documentation: bird's-eye view, dataflow, example"),
+    ("function length", "tests/badinput/", "tables of cases"),
+    ("line width", "tests/badinput/", "bad input in strings"),
     ("line width", "src/ptx/", "instructions in strings"),
     ("line width", "tests/ptx/", "instructions in strings"),
     ("places", "src/cpu/math.rs", "scalar functions that operations share"),
@@ -25,6 +27,7 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
 const LAYERS: &[(&str, &str)] = &[
     ("main", "cli"),
     ("cli bench", "train data model objective optim report selftest ops autograd tensor device cpu ptx FLOOR"),
+    ("fuzz", "cli train data model FLOOR"),
     ("train", "data model objective optim report ops autograd tensor device::Device FLOOR"),
     ("data report", "FLOOR"),
     ("model", "ops autograd tensor device::Device device::graph::Turns FLOOR"),
@@ -37,10 +40,10 @@ const LAYERS: &[(&str, &str)] = &[
     ("device", "ptx FLOOR"),
     ("cpu", "config error random"),
     ("config shape", "error dtype"),
-    ("disk dtype random", "error"),
+    ("disk dtype files random", "error"),
     ("ptx error", ""),
 ];
-const FLOOR: &str = "config error shape dtype disk random";
+const FLOOR: &str = "config error shape dtype disk files random";
 
 /// What writes to the file system; a `*` stands for any ending of a name, and alone for itself.
 const WRITERS: &str = "std::fs::* std::fs::write std::fs::create_dir* std::fs::remove_* std::fs::rename std::fs::copy \
@@ -173,14 +176,32 @@ fn unsafe_code(files: &[File], found: &mut Vec<Violation>) {
     }
 }
 
+/// Rooms, and parts of the two rooms that have unsafe code, whose head does not forbid it.
+fn forbids(files: &[File], found: &mut Vec<Violation>) {
+    for (path, text) in files {
+        let Some(name) = path.strip_prefix("src/").and_then(|path| path.strip_suffix(".rs")) else { continue };
+        let parts: Vec<&str> = name.split('/').collect();
+        let needs = match parts[..] {
+            ["lib" | "cpu" | "device"] => false,
+            [_] => true,
+            [room @ ("cpu" | "device"), part] => !matches!((room, part), (_, "mod") | ("cpu", "matmul") | (_, "cuda")),
+            [_, part] => part == "mod",
+            _ => false,
+        };
+        if needs && !text.lines().any(|line| line == "#![forbid(unsafe_code)]") {
+            add(found, "forbid", path, 1, "`#![forbid(unsafe_code)]` does not stand at its head");
+        }
+    }
+}
+
 /// Writes to the file system outside the one room that does them right.
 fn writes(files: &[File], found: &mut Vec<Violation>) {
-    for source in sources(files).iter().filter(|s| s.path.starts_with("src/") && s.path != "src/disk.rs") {
+    for source in sources(files).iter().filter(|s| s.path.starts_with("src/") && s.path != "src/disk/calls.rs") {
         for (at, names, _) in source.named() {
             let name = names.join("::");
             let begins = |path: &str| path.strip_suffix('*').is_some_and(|p| !p.ends_with(':') && name.starts_with(p));
             if WRITERS.split_whitespace().any(|path| name == path || begins(path)) {
-                add_token(found, "writer", source, at, &format!("`{name}`: only disk.rs writes"));
+                add_token(found, "writer", source, at, &format!("`{name}`: only disk/calls.rs writes"));
             }
         }
     }
@@ -398,12 +419,22 @@ fn unsafe_code_is_rare_and_argued() {
 }
 
 #[test]
+fn what_reads_outside_bytes_forbids_unsafe_code() {
+    let seeds = "
+        1 src/a.rs //! A.
+        1 src/a/mod.rs //! A.¶// #![forbid(unsafe_code)]
+        2 src/cpu/a.rs ¦ src/device/a.rs ¦ src/cpu/mod.rs ¦ src/device/cuda.rs ¦ src/cpu/matmul.rs
+        0 src/a/mod.rs //! A.¶¶#![forbid(unsafe_code)] ¦ src/a/b.rs ¦ src/lib.rs ¦ src/device/cuda/a.rs ¦ tests/a.rs";
+    hold("forbid", forbids, seeds);
+}
+
+#[test]
 fn one_room_writes() {
     let seeds = "
         1 src/a.rs use std::fs; fn f() { fs::write(a, b); fs::read(a) }
         2 src/a.rs use std::fs::{File, remove_file as gone}; fn f() { File::create_new(a); File::open(a) }
         1 src/a.rs use std::fs::*;
-        0 src/disk.rs fn f() { std::fs::rename(a, b) }
+        0 src/disk/calls.rs fn f() { std::fs::rename(a, b) }
         0 src/a.rs #[cfg(test)] mod tests { fn f() { std::fs::write(a, b) } }";
     hold("writer", writes, seeds);
 }

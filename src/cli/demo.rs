@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::session::claim;
+use super::resume::{claim, home, is_asked};
+use super::session::arithmetic;
+use crate::config::{LATEST, SaveArgs};
 use crate::device::Device;
 use crate::error::Result;
+use crate::train::checkpoint::identity::Identity;
 use crate::train::demo::{self, DemoOptions};
-use crate::train::metrics::Journal;
 
 /// Options of `rlhf demo`.
 #[derive(Debug, clap::Args)]
@@ -29,6 +31,8 @@ pub(super) struct DemoArgs {
     /// Print errors only
     #[arg(long)]
     quiet: bool,
+    #[command(flatten)]
+    save: SaveArgs,
 }
 
 impl DemoArgs {
@@ -41,11 +45,17 @@ impl DemoArgs {
 /// Runs the job and prints what came of it.
 pub(super) fn run(args: &DemoArgs) -> Result<()> {
     let device = Device::parse(&args.device)?;
-    let dir = args.output_dir.clone().unwrap_or_else(free_name);
-    let _lock = claim(&dir)?;
-    let mut journal = Journal::new(&dir, args.quiet)?;
-    let options = DemoOptions { seed: args.seed, quick: args.quick, device };
-    let summary = demo::run(&options, &dir, &mut journal)?;
+    let dir = place(args)?;
+    let _lock = claim(&dir, is_asked(&args.save))?;
+    let settings = [("seed", args.seed.to_string()), ("quick", args.quick.to_string())];
+    let identity = Identity {
+        program: Identity::of_program()?,
+        arithmetic: arithmetic(&device),
+        settings: settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
+        ..Identity::default()
+    };
+    let (quiet, save) = (args.quiet, args.save.clone());
+    let summary = demo::run(&DemoOptions { seed: args.seed, quick: args.quick, device, quiet, save, identity }, &dir)?;
     if !args.quiet {
         // As `train::metrics::tell`: a reader that has gone away is no failure.
         let _ = writeln!(std::io::stdout(), "{}", tell(&summary, &dir));
@@ -53,10 +63,19 @@ pub(super) fn run(args: &DemoArgs) -> Result<()> {
     Ok(())
 }
 
-/// The first of rlhf-demo, rlhf-demo-2, ... that does not exist.
-fn free_name() -> PathBuf {
+/// The output directory: the one that is given, the one of the checkpoint, of rlhf-demo, rlhf-demo-2, ... the last to
+/// go on in, or the first that does not exist.
+fn place(args: &DemoArgs) -> Result<PathBuf> {
+    if let Some(dir) = &args.output_dir {
+        return Ok(dir.clone());
+    }
+    if let Some(path) = args.save.resume.as_ref().filter(|path| path.as_os_str() != LATEST) {
+        let stage = home(path)?;
+        return Ok(stage.parent().map_or_else(|| stage.clone(), Path::to_path_buf));
+    }
     let name = |n: u32| PathBuf::from(if n == 1 { "rlhf-demo".to_owned() } else { format!("rlhf-demo-{n}") });
-    (1..).map(name).find(|path| !path.exists()).unwrap_or_else(|| name(1))
+    let taken = (1..).map(name).take_while(|path| path.exists()).count() as u32;
+    Ok(name(if is_asked(&args.save) { taken.max(1) } else { taken + 1 }))
 }
 
 /// The summary in words.

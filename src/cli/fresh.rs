@@ -3,12 +3,16 @@
 
 use std::path::PathBuf;
 
-use super::session::claim;
+use super::resume::claim;
 use crate::data::tokenizer::Tokenizer;
 use crate::device::Device;
 use crate::disk;
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::files::read_plain;
 use crate::model::{Model, ModelConfig};
+
+/// The largest config.json, in bytes.
+const CONFIG_BYTES_MAX: u64 = 1 << 20;
 
 /// Options of `rlhf fresh`.
 #[derive(Debug, clap::Args)]
@@ -30,11 +34,11 @@ pub(super) struct FreshArgs {
 /// Writes the directory.
 pub(super) fn run(args: &FreshArgs) -> Result<()> {
     let place = args.config.display().to_string();
-    let text = std::fs::read_to_string(&args.config)
-        .map_err(|error| Error::io("reading the configuration", &args.config, &error))?;
+    let text = read_plain(&args.config, "reading the configuration", CONFIG_BYTES_MAX)?;
+    let text = String::from_utf8_lossy(&text);
     let config = ModelConfig::parse(&text, &place)?;
     Tokenizer::load(&args.tokenizer)?.check_vocabulary(config.vocab_size).map_err(|e| e.at_if_unplaced(place))?;
-    let _lock = claim(&args.output_dir)?;
+    let _lock = claim(&args.output_dir, false)?;
     for name in ["tokenizer.json", "tokenizer_config.json"] {
         let from = args.tokenizer.join(name);
         if from.exists() {

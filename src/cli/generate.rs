@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::session::{Loaded, check_output, every_row};
 use crate::data::encode::{PromptOptions, encode_prompts};
-use crate::data::records::read_rows;
+use crate::data::records::open_rows;
 use crate::device::Device;
 use crate::disk::write_file_with;
 use crate::error::{Error, Result};
@@ -72,8 +72,8 @@ pub(super) fn run(args: &GenerateArgs) -> Result<()> {
         response_length: args.max_new_tokens,
         strict: true,
     };
-    let rows = read_rows(&args.prompts)?;
-    let encoded = encode_prompts(&rows, &loaded.tokenizer, loaded.template.as_ref(), &options);
+    let rows = open_rows(&args.prompts)?;
+    let encoded = encode_prompts(rows, &loaded.tokenizer, loaded.template.as_ref(), &options);
     let prompts = encoded.map_err(|error| in_words_of_this(every_row(error)))?.examples;
     let stop = loaded.stop_tokens()?;
     let weights = loaded.model.frozen()?;

@@ -1,19 +1,25 @@
 //! The command line: one file a subcommand, each of which parses, checks, and calls one function. Options may stand in
 //! a TOML file given by `--config`, under the same names; the command line wins.
 
+#![forbid(unsafe_code)]
+
 mod demo;
 mod doctor;
+#[cfg(test)]
+mod faults;
 mod fresh;
 mod generate;
 mod kernels;
-mod pipeline;
+pub(crate) mod pipeline;
 mod ppo;
+mod resume;
 mod reward;
 mod score;
 mod selftest;
 mod session;
-mod settings;
+pub(crate) mod settings;
 mod sft;
+mod verify;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -22,7 +28,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::{PpoConfig, RewardConfig, SftConfig};
-use crate::error::Result;
+use crate::error::{Code, Result};
+use crate::train::interrupt;
 use crate::train::metrics::tell;
 use settings::Settings;
 
@@ -31,7 +38,7 @@ use settings::Settings;
 #[command(name = "rlhf", version, args_override_self = true)]
 #[command(
     after_help = "Without a command, `rlhf` runs `rlhf demo`.\n\nExit codes: 0 ok, 1 failure, 2 usage, 3 bad input, \
-    4 resources, 5 device, 6 not finite, 7 locked."
+    4 resources, 5 device, 6 not finite, 7 locked, 130 and 143 stopped by a signal."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -60,6 +67,9 @@ enum Command {
     /// Log-probabilities of completions, or scores of a reward model
     #[command(after_help = examples::SCORE)]
     Score(score::ScoreArgs),
+    /// Hold a checkpoint or a finished run against its manifest
+    #[command(after_help = examples::VERIFY)]
+    Verify(verify::VerifyArgs),
     /// What this machine can compute on, as a report to paste
     #[command(after_help = examples::DOCTOR)]
     Doctor(doctor::DoctorArgs),
@@ -109,6 +119,10 @@ mod examples {
         rlhf score --model-name-or-path out/sft --dataset completions.jsonl --output logprobs.jsonl\n  \
         rlhf score --model-name-or-path out/reward --dataset answers.jsonl --output scores.jsonl\n  \
         rlhf score --model-name-or-path ./gpt2 --dataset texts.jsonl --temperature 0.7 --output l.jsonl";
+    pub(super) const VERIFY: &str = "The exit code is 0 if every byte is as it was written, and 3 if not.\n\n\
+        Examples:\n  \
+        rlhf verify out/sft/checkpoints/step-500\n  \
+        rlhf verify out/ppo";
     pub(super) const DOCTOR: &str = "Examples:\n  rlhf doctor\n  rlhf doctor --json > machine.json";
     pub(super) const SELFTEST: &str = "The exit code is 0 if every case passes and 1 if not.\n\nExamples:\n  \
         rlhf selftest\n  \
@@ -118,13 +132,15 @@ mod examples {
 
 /// Runs the command line `args` (the program's name first); returns the exit code.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    interrupt::prepare();
     let args: Vec<OsString> = args.into_iter().collect();
     // The host thread is one of the pool's own: a step enters a few hundred parallel loops, and entering one from
     // outside the pool puts the caller to sleep and wakes it again each time.
     match rayon::scope(|_| dispatch(args)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tell(&format!("error: {error}"));
+            let is_stop = matches!(error.code(), Code::Interrupted | Code::Terminated);
+            tell(&if is_stop { error.to_string() } else { format!("error: {error}") });
             ExitCode::from(error.code() as u8)
         }
     }
@@ -137,6 +153,7 @@ fn dispatch(args: Vec<OsString>) -> Result<()> {
         Some(Command::Demo(args)) => demo::run(&args),
         Some(Command::Generate(args)) => generate::run(&args),
         Some(Command::Score(args)) => score::run(&args),
+        Some(Command::Verify(args)) => verify::run(&args),
         Some(Command::Doctor(args)) => doctor::run(&args),
         Some(Command::Selftest(args)) => selftest::run(&args),
         Some(Command::Kernels(args)) => kernels::run(&args),

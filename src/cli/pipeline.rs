@@ -2,12 +2,13 @@
 //! the tables `[sft]`, `[reward]` and `[ppo]` hold each stage's own. Every stage starts from what the one before wrote.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use super::resume::{home, is_same};
 use super::session::{dataset, refuse_existing, required};
-use super::settings::{Settings, Table, read_file, resolve};
+use super::settings::{Settings, Table, parse, read_file, resolve};
 use super::{ppo, reward, sft};
-use crate::config::{PpoConfig, RewardConfig, SftConfig};
+use crate::config::{LATEST, PpoConfig, RewardConfig, SftConfig};
 use crate::error::{Error, Result, nearest};
 
 /// Options of `rlhf run`.
@@ -31,6 +32,12 @@ pub(super) struct PipelineArgs {
     /// Print errors only
     #[arg(long)]
     quiet: bool,
+    /// Go on from a checkpoint of a stage: PATH, or without it the newest whole one; finished stages are kept
+    #[arg(long, value_name = "PATH", num_args = 0..=1, default_missing_value = LATEST)]
+    resume: Option<PathBuf>,
+    /// Resume although settings, data, models or the program have changed so that the result will be another
+    #[arg(long)]
+    accept_changes: bool,
 }
 
 const STAGES: [&str; 3] = ["sft", "reward", "ppo"];
@@ -51,7 +58,9 @@ pub(super) fn run(args: &PipelineArgs) -> Result<()> {
     ];
     for (config, eval, stage) in stages {
         dataset(config, eval).map_err(|e| e.at_if_unplaced(format!("[{stage}] of {}", args.config.display())))?;
-        refuse_existing(&plan.output.join(stage))?;
+        if args.resume.is_none() {
+            refuse_existing(&plan.output.join(stage))?;
+        }
     }
     sft::run(&sft_config, &sft_settings)?;
     if args.dry_run {
@@ -62,6 +71,26 @@ pub(super) fn run(args: &PipelineArgs) -> Result<()> {
     Ok(())
 }
 
+/// Whether the bytes of a configuration file can be followed, up to the files that it names.
+pub(crate) fn check(bytes: &[u8]) -> Result<()> {
+    let path = PathBuf::from("run.toml");
+    let shared = parse(bytes.to_vec(), &path)?;
+    let args = PipelineArgs {
+        config: path,
+        output_dir: None,
+        seed: None,
+        device: None,
+        dry_run: true,
+        quiet: true,
+        resume: None,
+        accept_changes: false,
+    };
+    let plan = Plan::build(shared, &args)?;
+    plan.stage::<SftConfig>("sft", &[])?;
+    plan.stage::<RewardConfig>("reward", &[])?;
+    plan.stage::<PpoConfig>("ppo", &[]).map(|_| ())
+}
+
 /// The file, taken apart.
 struct Plan {
     path: PathBuf,
@@ -69,11 +98,16 @@ struct Plan {
     shared: Table,
     stages: Table,
     given: Vec<OsString>,
+    resume: Option<PathBuf>,
 }
 
 impl Plan {
     fn read(args: &PipelineArgs) -> Result<Self> {
-        let mut shared = read_file(&args.config)?;
+        Self::build(read_file(&args.config)?, args)
+    }
+
+    /// Takes the file's keys apart.
+    fn build(mut shared: Table, args: &PipelineArgs) -> Result<Self> {
         let mut stages = Table::new();
         for stage in STAGES {
             if let Some(table) = shared.remove(stage) {
@@ -105,12 +139,38 @@ impl Plan {
         if let Some(device) = &args.device {
             give("device", device.clone());
         }
-        for (name, on) in [("dry-run", args.dry_run), ("quiet", args.quiet)] {
+        for (name, on) in [("dry-run", args.dry_run), ("quiet", args.quiet), ("accept-changes", args.accept_changes)] {
             if on {
                 give(name, "true".to_owned());
             }
         }
-        Ok(Self { path: args.config.clone(), output, shared, stages, given })
+        let resume = args.resume.clone();
+        if let Some(path) = resume.as_ref().filter(|path| path.as_os_str() != LATEST) {
+            Self::check_checkpoint(path, &output)?;
+        }
+        Ok(Self { path: args.config.clone(), output, shared, stages, given, resume })
+    }
+
+    /// An error unless `path` is a checkpoint of one of the stages.
+    fn check_checkpoint(path: &Path, output: &Path) -> Result<()> {
+        let stage = home(path)?;
+        if STAGES.iter().any(|name| is_same(&output.join(name), &stage)) {
+            return Ok(());
+        }
+        Err(Error::usage("resume-elsewhere", "the checkpoint is not of one of the stages")
+            .at(path.display().to_string())
+            .because(format!("it lies in {}, and the stages in {}", stage.display(), output.display()))
+            .fix("give a checkpoint of this run, or --resume alone for the newest"))
+    }
+
+    /// What a stage goes on from: its own checkpoint where one is named, else the newest.
+    fn resume(&self, stage: &str) -> Option<OsString> {
+        let path = self.resume.as_ref()?;
+        let is_own = home(path).is_ok_and(|home| is_same(&home, &self.output.join(stage)));
+        let path = if is_own { path.as_path() } else { Path::new(LATEST) };
+        let mut option = OsString::from("--resume=");
+        option.push(path);
+        Some(option)
     }
 
     /// A stage's options: the models that earlier stages wrote, the shared keys that this stage knows, its own table,
@@ -133,6 +193,7 @@ impl Plan {
             Some(toml::Value::Table(table)) => table.clone(),
             Some(_) => {
                 let error = Error::usage("config-value", format!("`{stage}` must be a table"));
+                let error = error.fix(format!("write [{stage}] on a line, and its settings below"));
                 return Err(error.at(self.path.display().to_string()));
             }
         };
@@ -144,6 +205,7 @@ impl Plan {
         }
         let mut given = self.given.clone();
         given.push(OsString::from(format!("--output-dir={}", self.output.join(stage).display())));
+        given.extend(self.resume(stage));
         let path = |table| (Some(self.path.clone()), table);
         resolve::<T>(stage, &[(None, first), path(shared), path(own)], given)
     }
@@ -175,8 +237,16 @@ mod tests {
         let text =
             "output_dir = \"out\"\nmodel_name_or_path = \"base\"\nseed = 3\nmax_length = 9\n[reward]\nseed = 4\n";
         std::fs::write(&path, text).unwrap();
-        let args =
-            PipelineArgs { config: path, output_dir: None, seed: None, device: None, dry_run: false, quiet: true };
+        let args = PipelineArgs {
+            config: path,
+            output_dir: None,
+            seed: None,
+            device: None,
+            dry_run: false,
+            quiet: true,
+            resume: None,
+            accept_changes: false,
+        };
         let plan = Plan::read(&args).unwrap();
         let (sft, _) = plan.stage::<SftConfig>("sft", &[]).unwrap();
         assert!(same(sft.run.model_name_or_path.as_ref(), Path::new("base")));

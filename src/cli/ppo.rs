@@ -8,6 +8,7 @@ use super::settings::Settings;
 use crate::config::PpoConfig;
 use crate::data::encode::{PromptOptions, encode_prompts};
 use crate::error::{Error, Result};
+use crate::files::read_model_file;
 use crate::model::card::Stage;
 use crate::model::config::Head;
 use crate::train;
@@ -26,6 +27,9 @@ pub(super) fn run(config: &PpoConfig, settings: &Settings) -> Result<PathBuf> {
     let reward_dir = required(config.models.reward_model_path.as_ref(), "reward-model-path")?;
     let dataset = dataset(&config.run, None)?;
     let mut session = Session::open(&config.run, settings)?;
+    if session.is_finished()? {
+        return Ok(session.output);
+    }
     session.device = session.device.exact(config.rollout.exact_logprobs);
     let loaded = session.load("sft_model", policy_dir)?;
     let mut reward = session.load("reward_model", reward_dir)?;
@@ -36,10 +40,13 @@ pub(super) fn run(config: &PpoConfig, settings: &Settings) -> Result<PathBuf> {
     let options = PromptOptions { context, response_length: rollout.response_length, strict: config.run.strict };
     let at_dataset = |e: Error| e.at_if_unplaced(dataset.display().to_string());
     let rows = session.rows(dataset)?;
-    let encoded = encode_prompts(&rows, &loaded.tokenizer, loaded.template.as_ref(), &options).map_err(at_dataset)?;
-    let prompts = session.account("dataset", encoded);
+    let encoded = encode_prompts(rows, &loaded.tokenizer, loaded.template.as_ref(), &options).map_err(at_dataset)?;
+    let prompts = session.account("dataset", dataset, encoded)?;
     let stop = loaded.stop_tokens()?;
     let normalize = if rollout.normalize_reward { Some(read_statistics(reward_dir)?) } else { None };
+    if normalize.is_some() {
+        session.made_from("reward_model/statistics", &reward_dir.join(STATISTICS))?;
+    }
     train::ppo::check_prompts(&prompts, config.batch_size()).map_err(at_dataset)?;
     session.say(&format!(
         "{} batches of {} episodes, {} optimizer steps each",
@@ -51,7 +58,7 @@ pub(super) fn run(config: &PpoConfig, settings: &Settings) -> Result<PathBuf> {
     let models = [loaded.model.config(), reward.model.config()];
     let job = train::plan::Ppo::new(models, &prompts, &config);
     session.plan(&job, &mut config.optimizer)?;
-    let Some(mut journal) = session.begin()? else { return Ok(session.output) };
+    let Some(mut journal) = session.begin(prompts.len())? else { return Ok(session.output) };
     let value_model = reward.model.duplicate()?;
     // It is trained no more.
     reward.model.params.drop_masters();
@@ -60,21 +67,22 @@ pub(super) fn run(config: &PpoConfig, settings: &Settings) -> Result<PathBuf> {
     }
     let start = Start { policy: loaded.model, value_model, reward: &mut reward.model, stop: &stop, normalize };
     let finish = {
-        let mut save = session.saver(Stage::Ppo);
-        train::ppo::train(start, &prompts, &config, &mut journal, &mut save)?
+        let mut keeper = session.checkpoints(Stage::Ppo);
+        train::ppo::train(start, &prompts, &config, &mut journal, &mut keeper)?
     };
     session.compare_memory()?;
     session.save("value_model", Stage::Ppo, &finish.value_model)?;
     let dir = session.save("", Stage::Ppo, &finish.policy)?;
     session.say(&format!("the policy is in {}", dir.display()));
-    Ok(dir)
+    session.finish(&[], train::ppo::total_batches(&config, prompts.len()))
 }
 
 fn check_heads([policy, reward]: [Head; 2], [policy_dir, reward_dir]: [&Path; 2]) -> Result<()> {
     if policy != Head::Language {
         return Err(Error::input("not-a-language-model", "the policy needs a language-model head")
             .at(policy_dir.display().to_string())
-            .because("--sft-model-path is a model with a score head"));
+            .because("--sft-model-path is a model with a score head")
+            .fix("give a language model (…ForCausalLM or …LMHeadModel)"));
     }
     if reward != Head::Score {
         return Err(Error::input("not-a-reward-model", "the reward model needs a score head")
@@ -115,10 +123,12 @@ fn read_statistics(dir: &Path) -> Result<[f64; 2]> {
             .because(why)
             .fix("train the reward model with `rlhf reward`, which measures them, or leave --normalize-reward out")
     };
-    let text = std::fs::read_to_string(&path).map_err(|e| bad(e.to_string()))?;
-    let value: serde_json::Value = serde_json::from_str(&text).map_err(|e| bad(e.to_string()))?;
+    let text = read_model_file(dir, STATISTICS, 1 << 16)?.ok_or_else(|| bad("there is no such file".to_owned()))?;
+    let value: serde_json::Value = serde_json::from_slice(&text).map_err(|e| bad(e.to_string()))?;
     match [&value["mean"], &value["std"]].map(serde_json::Value::as_f64) {
-        [Some(mean), Some(std)] if std > 0.0 => Ok([mean, std]),
+        [Some(mean), Some(std)] if (mean as f32).is_finite() && (std as f32).is_normal() && std > 0.0 => {
+            Ok([mean, std])
+        }
         _ => Err(bad("mean and a positive std are needed".to_owned())),
     }
 }

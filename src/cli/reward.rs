@@ -9,7 +9,7 @@ use super::settings::Settings;
 use crate::config::RewardConfig;
 use crate::data::encode::{PairExample, PairOptions, encode_pairs};
 use crate::disk;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::Model;
 use crate::model::card::Stage;
 use crate::model::config::Head;
@@ -23,14 +23,17 @@ pub(super) fn run(config: &RewardConfig, settings: &Settings) -> Result<PathBuf>
     let model_dir = required(config.run.model_name_or_path.as_ref(), "model-name-or-path")?;
     let dataset = dataset(&config.run, Some(&config.eval))?;
     let mut session = Session::open(&config.run, settings)?;
+    if session.is_finished()? {
+        return Ok(session.output);
+    }
     let loaded = session.load("model", model_dir)?;
     let max_length = config.epochs.max_length(loaded.model.config().max_positions)?;
     let options = PairOptions { max_length, strict: config.run.strict };
     let read = |session: &mut Session, role: &str, path: &PathBuf| {
         let rows = session.rows(path)?;
-        let encoded = encode_pairs(&rows, &loaded.tokenizer, loaded.template.as_ref(), &options);
+        let encoded = encode_pairs(rows, &loaded.tokenizer, loaded.template.as_ref(), &options);
         let encoded = encoded.map_err(|e| e.at_if_unplaced(path.display().to_string()))?;
-        Ok::<_, Error>(session.account(role, encoded))
+        session.account(role, path, encoded)
     };
     let data = read(&mut session, "dataset", dataset)?;
     let eval = match &config.eval.eval_dataset {
@@ -40,17 +43,17 @@ pub(super) fn run(config: &RewardConfig, settings: &Settings) -> Result<PathBuf>
     let mut config = config.clone();
     let job = train::plan::Preferences::new(loaded.model.config(), &data, &eval, &config);
     session.plan(&job, &mut config.optimizer)?;
-    let Some(mut journal) = session.begin()? else { return Ok(session.output) };
+    let Some(mut journal) = session.begin(data.len())? else { return Ok(session.output) };
     let model = with_score_head(loaded.model, config.run.seed)?;
     let model = {
-        let mut save = session.saver(Stage::Reward);
-        train::reward::train(model, &data, &eval, &config, &mut journal, &mut save)?
+        let mut keeper = session.checkpoints(Stage::Reward);
+        train::reward::train(model, &data, &eval, &config, &mut journal, &mut keeper)?
     };
     session.compare_memory()?;
     let dir = session.save("", Stage::Reward, &model)?;
     write_statistics(&dir, &model, &data)?;
     session.say(&format!("the reward model is in {}", dir.display()));
-    Ok(dir)
+    session.finish(&[STATISTICS], train::reward::total_steps(&config, data.len()))
 }
 
 /// The model, or one of its body under a fresh scalar head: then the device's memory has its own parameters no more.
@@ -67,7 +70,7 @@ const REFERENCES_MAX: usize = 1024;
 /// Measures the scores of chosen answers and keeps their mean and deviation for `--normalize-reward`.
 fn write_statistics(dir: &Path, model: &Model, data: &[PairExample]) -> Result<()> {
     let sequences: Vec<Vec<i32>> = data.iter().take(REFERENCES_MAX).map(|p| p.chosen.clone()).collect();
-    let [mean, std] = train::reward::spread(&train::reward::score(model, &sequences)?);
+    let [mean, std] = train::reward::spread(&train::reward::score(model, &sequences)?)?;
     let text = json!({ "mean": mean, "std": std, "completions": sequences.len() });
     disk::write_file(&dir.join(STATISTICS), format!("{text:#}\n").as_bytes())
 }

@@ -7,13 +7,14 @@ use serde_json::{Value, json};
 
 use super::session::{Loaded, check_output, every_row};
 use crate::data::encode::{LossOn, SftExample, SftOptions, encode_sft};
-use crate::data::records::{Row, read_rows};
+use crate::data::records::{Row, open_rows};
 use crate::device::Device;
 use crate::disk::write_file_with;
-use crate::error::Result;
+use crate::error::{Code, Error, Result};
 use crate::model::config::Head;
 use crate::model::heads::Packed;
-use crate::train::reward::{runs, score};
+use crate::train::finite::blame;
+use crate::train::reward::{check_scores, runs, score};
 
 /// Options of `rlhf score`.
 #[derive(Debug, clap::Args)]
@@ -39,9 +40,9 @@ pub(super) struct ScoreArgs {
 pub(super) fn run(args: &ScoreArgs) -> Result<()> {
     check_output(&args.output, &args.dataset)?;
     let loaded = Loaded::read(&Device::parse(&args.device)?, &args.model_name_or_path)?;
-    let rows = read_rows(&args.dataset)?;
+    let rows = open_rows(&args.dataset)?;
     let reward = loaded.model.config().head == Head::Score;
-    let examples: Vec<SftExample> = rows.iter().map(|row| encode(row, &loaded, reward)).collect::<Result<_>>()?;
+    let examples: Vec<SftExample> = rows.map(|row| encode(row?, &loaded, reward)).collect::<Result<_>>()?;
     write_file_with(&args.output, |file| {
         let lines = if reward { scores(&loaded, examples)? } else { logprobs(&loaded, &examples, args.temperature)? };
         lines.iter().try_for_each(|line| file.write(format!("{line}\n").as_bytes()))
@@ -50,25 +51,27 @@ pub(super) fn run(args: &ScoreArgs) -> Result<()> {
 
 /// One row alone, so that every row has its line: what training would drop or cut is an error here. A reward model
 /// reads the end-of-sequence token that it was trained to score at; a language model reads the text as it is written.
-fn encode(row: &Row, loaded: &Loaded, reward: bool) -> Result<SftExample> {
+fn encode(row: Row, loaded: &Loaded, reward: bool) -> Result<SftExample> {
     let options = SftOptions {
         max_length: loaded.model.config().max_positions,
         loss_on: if reward { LossOn::All } else { LossOn::Completion },
         append_eos: reward,
         strict: true,
     };
-    let encoded = encode_sft(std::slice::from_ref(row), &loaded.tokenizer, loaded.template.as_ref(), &options);
+    let place = row.place.clone();
+    let encoded = encode_sft([Ok(row)], &loaded.tokenizer, loaded.template.as_ref(), &options);
     encoded
         .map_err(every_row)?
         .examples
         .into_iter()
         .next()
-        .ok_or_else(|| crate::error::Error::input("row-empty", "the row has no token").at(&row.place))
+        .ok_or_else(|| Error::input("row-empty", "the row has no token").at(place))
 }
 
 fn scores(loaded: &Loaded, examples: Vec<SftExample>) -> Result<Vec<Value>> {
-    let sequences: Vec<Vec<i32>> = examples.into_iter().map(|e| e.ids).collect();
+    let (sequences, places): (Vec<Vec<i32>>, Vec<String>) = examples.into_iter().map(|e| (e.ids, e.place)).unzip();
     let scores = score(&loaded.model, &sequences)?;
+    check_scores(&scores, |i| places[i].clone()).map_err(|error| blame(error, "", &loaded.model))?;
     Ok(scores.iter().enumerate().map(|(index, score)| json!({ "index": index, "score": score })).collect())
 }
 
@@ -85,6 +88,7 @@ fn logprobs(loaded: &Loaded, examples: &[SftExample], temperature: f64) -> Resul
         for example in examples {
             let n = example.is_target.iter().skip(1).filter(|t| **t).count();
             let logprobs = &all[at..at + n];
+            check_logprobs(logprobs, example).map_err(|error| blame(error, "", model))?;
             let sum: f64 = logprobs.iter().map(|l| f64::from(*l)).sum();
             let tokens = &targets[at..at + n];
             lines.push(json!({ "index": lines.len(), "tokens": tokens, "logprobs": logprobs, "sum_logprob": sum }));
@@ -92,4 +96,15 @@ fn logprobs(loaded: &Loaded, examples: &[SftExample], temperature: f64) -> Resul
         }
     }
     Ok(lines)
+}
+
+/// An error unless all are finite: JSON has no word for another number, and a reader would take it for a hole.
+fn check_logprobs(logprobs: &[f32], example: &SftExample) -> Result<()> {
+    match logprobs.iter().position(|l| !l.is_finite()) {
+        None => Ok(()),
+        Some(i) => Err(Error::new(Code::NonFinite, "logprob-not-finite", "a log-probability is not a finite number")
+            .at(&example.place)
+            .because(format!("that of scored token {i} is {}", logprobs[i]))
+            .fix("check the model, or raise --temperature")),
+    }
 }

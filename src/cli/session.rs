@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
+use super::resume::{self, Start};
 use super::settings::Settings;
-use crate::config::{ComputeDType, EvalArgs, OptimizerArgs, ROWS_PER_PASS, RunArgs};
+use crate::config::{ComputeDType, EvalArgs, OptimizerArgs, ROWS_PER_PASS, RunArgs, SaveArgs};
 use crate::data::encode::Encoded;
 use crate::data::ledger::Ledger;
-use crate::data::records::{Row, read_rows};
+use crate::data::records::{Rows, open_rows};
 use crate::data::template::ChatTemplate;
 use crate::data::tokenizer::Tokenizer;
 use crate::device::Device;
@@ -17,8 +18,11 @@ use crate::disk::{self, DirLock, Existing};
 use crate::error::{Code, Error, Result};
 use crate::model::Model;
 use crate::model::card::{Card, Stage};
+use crate::model::checkpoint::{saved_files, source_files};
 use crate::model::config::model_file;
-use crate::train::metrics::{Journal, tell};
+use crate::train::checkpoint::identity::{Identity, file_hash, files_hash};
+use crate::train::checkpoint::{self, Checkpoints, Finished, Found, seal};
+use crate::train::metrics::{Journal, RUN_FILE, tell};
 use crate::train::plan;
 
 /// A run in its output directory.
@@ -26,6 +30,11 @@ pub(super) struct Session {
     pub(super) device: Device,
     pub(super) output: PathBuf,
     settings: Settings,
+    save: SaveArgs,
+    start: Start,
+    identity: Identity,
+    /// Files of the result, from the output directory.
+    result: Vec<String>,
     facts: Map<String, Value>,
     quiet: bool,
     dry_run: bool,
@@ -38,21 +47,31 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Checks device, floats and output directory, takes the directory's lock, and prints the settings.
+    /// Checks device, floats and output directory, takes the directory's lock, prints the settings, and looks for what
+    /// the run begins from.
     pub(super) fn open(run: &RunArgs, settings: &Settings) -> Result<Self> {
         let device = compute_device(run)?;
         let usable = device.memory_to_plan()?;
-        let output = required(run.output_dir.as_ref(), "output-dir")?.clone();
-        let lock = if run.dry_run {
-            refuse_existing(&output)?;
-            None
-        } else {
-            Some(claim(&output)?)
+        let output = resume::output_dir(&run.save, run.output_dir.as_ref())?;
+        let resumed = resume::is_asked(&run.save);
+        let lock = match (run.dry_run, resumed) {
+            (false, _) => Some(resume::claim(&output, resumed)?),
+            (true, false) => refuse_existing(&output).map(|()| None)?,
+            (true, true) => None,
         };
-        let session = Self {
+        let mut session = Self {
+            identity: Identity {
+                program: Identity::of_program()?,
+                arithmetic: arithmetic(&device),
+                settings: settings.to_map(),
+                ..Identity::default()
+            },
             device,
             output,
             settings: settings.clone(),
+            save: run.save.clone(),
+            start: Start::Fresh,
+            result: Vec::new(),
             facts: Map::new(),
             quiet: run.quiet,
             dry_run: run.dry_run,
@@ -66,7 +85,14 @@ impl Session {
         if let Some(owner) = session.lock.as_ref().and_then(DirLock::stale) {
             session.say(&format!("  note: {owner}"));
         }
+        session.start = resume::find(&run.save, &session.output, &|line| session.say(line))?;
         Ok(session)
+    }
+
+    /// Whether an earlier run has done all of this; says so.
+    pub(super) fn is_finished(&self) -> Result<bool> {
+        let Start::Finished(manifest) = &self.start else { return Ok(false) };
+        resume::finished(manifest, &self.identity, &self.save, &self.output, &|line| self.say(line)).map(|()| true)
     }
 
     /// A line for the person who watches.
@@ -93,17 +119,28 @@ impl Session {
             self.say(&format!("  note: {note}"));
         }
         self.facts.insert(role.to_owned(), json!(dir.display().to_string()));
+        for (part, files) in source_files(dir)? {
+            let files: Vec<(&str, &Path)> = files.iter().map(|(name, path)| (name.as_str(), path.as_path())).collect();
+            self.identity.inputs.insert(format!("{role}/{part}"), files_hash(&files)?);
+        }
         Ok(loaded)
     }
 
-    /// Reads the rows of a data set.
-    pub(super) fn rows(&mut self, path: &Path) -> Result<Vec<Row>> {
-        self.data.push(path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned());
-        read_rows(path)
+    /// Counts a file among what the run is made from.
+    pub(super) fn made_from(&mut self, role: &str, path: &Path) -> Result<()> {
+        self.identity.inputs.insert(role.to_owned(), file_hash(path)?);
+        Ok(())
     }
 
-    /// Prints a data set's ledger and keeps it for `run.json`.
-    pub(super) fn account<T>(&mut self, role: &str, encoded: Encoded<T>) -> Vec<T> {
+    /// Opens a data set.
+    pub(super) fn rows(&mut self, path: &Path) -> Result<Rows> {
+        self.data.push(path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned());
+        open_rows(path)
+    }
+
+    /// Prints a data set's ledger and keeps it for `run.json`; the file, which was good, is what the run is made from.
+    pub(super) fn account<T>(&mut self, role: &str, path: &Path, encoded: Encoded<T>) -> Result<Vec<T>> {
+        self.made_from(role, path)?;
         self.say(&format!("{role}:\n{}", encoded.ledger));
         if encoded.ledger.template_never_writes_eos() {
             self.say(
@@ -111,7 +148,7 @@ impl Session {
             );
         }
         self.keep(role, &encoded.ledger);
-        encoded.examples
+        Ok(encoded.examples)
     }
 
     fn keep(&mut self, role: &str, ledger: &Ledger) {
@@ -131,8 +168,12 @@ impl Session {
             }
             self.facts.insert("memory".into(), plan.to_json());
             self.planned = Some(plan.peak());
-            optimizer.micro_batch = Some(plan.micro_batch);
+            // A resumed run sums its gradients in the same passes, if these fit.
+            let before = self.found().and_then(|found| found.manifest.identity.numbers.get("rows_per_pass").copied());
+            let before = before.and_then(|rows| usize::try_from(rows).ok()).filter(|rows| *rows <= plan.micro_batch);
+            optimizer.micro_batch = Some(before.unwrap_or(plan.micro_batch));
         }
+        self.identity.numbers.insert("rows_per_pass".into(), optimizer.rows_per_pass() as u64);
         self.settings.complete("per-device-train-batch-size", ROWS_PER_PASS);
         self.facts.insert("rows_per_pass".into(), json!(optimizer.rows_per_pass()));
         self.facts.insert("rows_per_step".into(), json!(optimizer.rows_per_step()));
@@ -148,8 +189,25 @@ impl Session {
         Ok(())
     }
 
-    /// Opens the metrics, unless this is a dry run: then there is nothing more to do.
-    pub(super) fn begin(&mut self) -> Result<Option<Journal>> {
+    fn found(&self) -> Option<&Found> {
+        if let Start::From(found) = &self.start { Some(found) } else { None }
+    }
+
+    /// Compares the run with the checkpoint that it begins from, if there is one; `rows` is how many rows an epoch has.
+    fn compare(&mut self, rows: usize) -> Result<()> {
+        self.identity.numbers.insert("rows".into(), rows as u64);
+        let Some(found) = self.found() else { return Ok(()) };
+        let differences = self.identity.differences(&found.manifest.identity);
+        resume::compare(&differences, &self.save, &found.path, &|line| self.say(line))?;
+        let [step, total] = [found.manifest.step, found.manifest.total_steps];
+        self.say(&format!("resumed from {} (step {step} of {total})", found.path.display()));
+        Ok(())
+    }
+
+    /// Opens the metrics, unless this is a dry run: then there is nothing more to do. `rows` is how many rows an epoch
+    /// has.
+    pub(super) fn begin(&mut self, rows: usize) -> Result<Option<Journal>> {
+        self.compare(rows)?;
         if self.dry_run {
             self.say(&format!("dry run: nothing was written to {}", self.output.display()));
             return Ok(None);
@@ -160,16 +218,35 @@ impl Session {
         run.insert("device".into(), json!(self.device.name()));
         run.insert("settings".into(), self.settings.to_json());
         run.extend(self.facts.clone());
-        disk::write_file(&self.output.join("run.json"), format!("{:#}\n", Value::Object(run)).as_bytes())?;
-        Ok(Some(Journal::new(&self.output, self.quiet)?))
+        if let Some(found) = self.found() {
+            run.insert("resumed_after".into(), json!(found.manifest.step));
+            resume::discard_later(&self.output, found, &|line| self.say(line))?;
+        }
+        disk::write_file(&self.output.join(RUN_FILE), format!("{:#}\n", Value::Object(run)).as_bytes())?;
+        let marks = self.found().and_then(|found| found.saved()?.journal.as_ref());
+        let journal = match marks {
+            Some(marks) => Journal::resume(&self.output, self.quiet, marks)?,
+            None => Journal::new(&self.output, self.quiet)?,
+        };
+        Ok(Some(journal))
     }
 
     /// Saves a model under the output directory; `place` is empty for the run's result.
-    pub(super) fn save(&self, place: &str, stage: Stage, model: &Model) -> Result<PathBuf> {
+    pub(super) fn save(&mut self, place: &str, stage: Stage, model: &Model) -> Result<PathBuf> {
         let dir = if place.is_empty() { self.output.clone() } else { self.output.join(place) };
         disk::create_output_dir(&dir, Existing::Reuse)?;
         self.save_into(&dir, stage, model)?;
+        let prefix = if place.is_empty() { String::new() } else { format!("{place}/") };
+        self.result.extend(saved_files(&dir)?.iter().map(|name| format!("{prefix}{name}")));
         Ok(dir)
+    }
+
+    /// Ends a run whose result is saved: from now on it is finished.
+    pub(super) fn finish(self, more: &[&str], steps: usize) -> Result<PathBuf> {
+        let files: Vec<String> = self.result.into_iter().chain(more.iter().map(|name| (*name).to_owned())).collect();
+        let finished = Finished { stage: self.settings.stage, steps, identity: self.identity, journal: None };
+        seal(&self.output, &files, finished)?;
+        Ok(self.output)
     }
 
     fn save_into(&self, dir: &Path, stage: Stage, model: &Model) -> Result<()> {
@@ -188,16 +265,26 @@ impl Session {
         model.save(dir, &card.render(model.config()))
     }
 
-    /// The saves of `--save-steps`: whole model directories under `checkpoints/`, each there entirely or not at all.
-    pub(super) fn saver(&self, stage: Stage) -> impl FnMut(usize, &Model) -> Result<()> {
-        move |step, model| {
-            let checkpoints = self.output.join("checkpoints");
-            disk::create_output_dir(&checkpoints, Existing::Reuse)?;
-            let path = checkpoints.join(format!("step-{step}"));
-            let temporary = disk::temporary_dir(&path)?;
-            self.save_into(&temporary, stage, model)?;
-            disk::publish_dir(&temporary, &path)
-        }
+    /// The run's checkpoints.
+    pub(super) fn checkpoints(&self, stage: Stage) -> Checkpoints<'_> {
+        let export = move |dir: &Path, model: &Model| self.save_into(dir, stage, model);
+        let dir = self.output.join(checkpoint::DIR);
+        let (identity, from) = (self.identity.clone(), self.found().cloned());
+        Checkpoints::new(dir, self.settings.stage, &self.save, identity, from, Box::new(export))
+    }
+}
+
+/// What decides the last bits of results: what computes, and in which floats. Matrix products on a CPU are cut to the
+/// sizes of its caches, so its model counts.
+pub(super) fn arithmetic(device: &Device) -> String {
+    let processor = || {
+        let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let name = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+        name.map_or_else(|| "a CPU".to_owned(), |(_, name)| name.to_owned())
+    };
+    match device {
+        Device::Cpu => format!("{} ({}) in f32", processor(), crate::cpu::math::instructions()),
+        Device::Gpu(_) => format!("{} in {:?}", device.description(), device.dtype()),
     }
 }
 
@@ -246,16 +333,6 @@ impl Loaded {
         }
         Ok(stop)
     }
-}
-
-/// Creates the output directory and takes it; one that holds files is refused. The lock comes first: of two processes
-/// the second learns of the first, and neither can slip in between the other's look and its lock.
-pub(super) fn claim(dir: &Path) -> Result<DirLock> {
-    disk::create_output_dir(dir, Existing::Reuse)?;
-    let lock = disk::lock(dir)?;
-    disk::create_output_dir(dir, Existing::Refuse)?;
-    disk::remove_leftovers(dir)?;
-    Ok(lock)
 }
 
 /// An option that this command cannot do without.

@@ -4,13 +4,16 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{Args, Command};
 
 use crate::error::{Error, Result, nearest};
+use crate::files::read_plain;
+use crate::train::checkpoint::identity::IGNORED;
 
 /// One effective setting.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Setting {
+pub(crate) struct Setting {
     pub(super) name: String,
     pub(super) value: String,
     pub(super) origin: &'static str,
@@ -18,41 +21,92 @@ pub(super) struct Setting {
 
 /// All settings of a stage, in the order of its help.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Settings {
+pub(crate) struct Settings {
     pub(super) stage: &'static str,
     pub(super) list: Vec<Setting>,
 }
 
 /// Keys of a file and the TOML values under them.
-pub(super) type Table = toml::Table;
+pub(crate) type Table = toml::Table;
 
-/// Bytes of a configuration file at most.
+/// Bytes of a configuration file at most, how deep its brackets may nest, and how much of a bad line is shown.
 const FILE_BYTES_MAX: u64 = 1 << 20;
+const DEPTH_MAX: usize = 64;
+const EXCERPT_CHARS: usize = 80;
 
 /// Reads a TOML file.
 pub(super) fn read_file(path: &Path) -> Result<Table> {
-    let doing = "reading the configuration";
-    let size = std::fs::metadata(path).map_err(|e| Error::io(doing, path, &e))?.len();
-    if size > FILE_BYTES_MAX {
-        return Err(
-            Error::input("config-too-large", format!("a configuration of {size} bytes")).at(path.display().to_string())
-        );
-    }
-    let bytes = std::fs::read(path).map_err(|e| Error::io(doing, path, &e))?;
-    let place = || path.display().to_string();
+    parse(read_plain(path, "reading the configuration", FILE_BYTES_MAX)?, path)
+}
+
+/// Reads the bytes of the TOML file `path`.
+pub(crate) fn parse(bytes: Vec<u8>, path: &Path) -> Result<Table> {
     let text = String::from_utf8(bytes).map_err(|e| {
-        Error::usage("config-utf8", "the configuration is not UTF-8").at(place()).because(e.to_string())
+        Error::usage("config-utf8", "the configuration is not UTF-8")
+            .at(path.display().to_string())
+            .because(e.to_string())
+            .fix("save it as UTF-8")
+    })?;
+    // Editors on Windows begin a file with a byte order mark.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    check_depth(text).map_err(|line| {
+        Error::usage("config-toml", "the configuration is not TOML that is read")
+            .at(format!("{}:{line}", path.display()))
+            .because("it nests too deeply")
+            .fix("write one setting a line: name = value")
     })?;
     text.parse::<Table>().map_err(|e| {
-        let line = 1 + e.span().map_or(0, |span| text.bytes().take(span.start).filter(|b| *b == b'\n').count());
+        let line = line_at(text, e.span().map_or(0, |span| span.start));
+        let excerpt = text.lines().nth(line - 1).unwrap_or_default();
+        let excerpt: String = excerpt.chars().take(EXCERPT_CHARS).collect();
         Error::usage("config-toml", "the configuration is not TOML")
-            .at(format!("{}:{line}", place()))
-            .because(e.message().to_owned())
+            .at(format!("{}:{line}", path.display()))
+            .because(format!("{}; the line reads {excerpt:?}", e.message().replace('\n', "; ")))
+            .fix("write one setting a line: name = value, with texts in quotes")
     })
 }
 
+/// The number of the line in which a byte stands, from 1.
+fn line_at(text: &str, at: usize) -> usize {
+    1 + text.bytes().take(at).filter(|byte| *byte == b'\n').count()
+}
+
+/// Refuses brackets that open without closing, by the line of the last: the parser recurses over them.
+fn check_depth(text: &str) -> std::result::Result<(), usize> {
+    let mut depth = 0_usize;
+    for (at, byte) in text.bytes().enumerate() {
+        match byte {
+            b'[' | b'{' => depth += 1,
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > DEPTH_MAX {
+            return Err(line_at(text, at));
+        }
+    }
+    Ok(())
+}
+
+/// Where a key stands: the file, and the line if it is found there, first in the table of the stage.
+fn place_of(path: &Path, stage: &str, key: &str) -> String {
+    let text = read_plain(path, "reading the configuration", FILE_BYTES_MAX).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let file = toml::de::DeTable::parse(&text).ok();
+    let start = file.as_ref().and_then(|file| {
+        let file = file.get_ref();
+        let find = |table: &toml::de::DeTable<'_>| {
+            let named = |name: &str| name.replace('_', "-") == key.replace('_', "-");
+            table.keys().find(|name| named(name.get_ref())).map(|name| name.span().start)
+        };
+        let own = file.get(stage).and_then(|value| value.get_ref().as_table());
+        own.and_then(&find).or_else(|| find(file))
+    });
+    let line = start.map(|at| format!(":{}", line_at(&text, at)));
+    format!("{}{}", path.display(), line.unwrap_or_default())
+}
+
 /// The options of `T` from `tables` (earlier ones give way to later ones) and then `given`, the command line's own.
-pub(super) fn resolve<T: Args>(
+pub(crate) fn resolve<T: Args>(
     stage: &'static str,
     tables: &[(Option<PathBuf>, Table)],
     given: Vec<OsString>,
@@ -62,16 +116,23 @@ pub(super) fn resolve<T: Args>(
     let mut args = vec![OsString::from(stage)];
     let mut in_file = Vec::new();
     for (path, table) in tables {
+        let mut names = Vec::new();
         for (key, value) in table {
             let option = option(&command, key, path.as_deref())?;
+            if names.contains(&option) {
+                let error = Error::usage("config-value", format!("`{key}` stands twice, as `_` and `-` mean the same"));
+                let error = error.fix("keep one of the two");
+                return Err(path.as_deref().map_or(error.clone(), |path| error.at(place_of(path, stage, key))));
+            }
+            names.push(option.clone());
             in_file.push(option.clone());
-            args.extend(words(&option, value, path.as_deref())?);
+            args.extend(words(stage, &option, value, path.as_deref())?);
         }
     }
     let own: Vec<OsString> = given.clone();
     args.extend(given);
-    let matches = command.clone().try_get_matches_from(args).map_err(|e| wrong_value(&e, tables))?;
-    let parsed = T::from_arg_matches(&matches).map_err(|e| wrong_value(&e, tables))?;
+    let matches = command.clone().try_get_matches_from(args).map_err(|e| wrong_value(&e, stage, tables))?;
+    let parsed = T::from_arg_matches(&matches).map_err(|e| wrong_value(&e, stage, tables))?;
     let list = command
         .get_arguments()
         .filter(|arg| arg.get_id() != "config")
@@ -101,7 +162,7 @@ fn option(command: &Command, key: &str, path: Option<&Path>) -> Result<String> {
         return Ok(name);
     }
     let error = Error::usage("config-unknown-key", format!("`{key}` is not a setting of {}", command.get_name()));
-    let error = path.map_or(error.clone(), |p| error.at(p.display().to_string()));
+    let error = path.map_or(error.clone(), |p| error.at(place_of(p, command.get_name(), key)));
     Err(match nearest(&name, known()) {
         Some(near) => error.fix(format!("did you mean `{}`?", near.replace('-', "_"))),
         None => error.fix(format!("`rlhf {} --help` lists all settings", command.get_name())),
@@ -109,33 +170,50 @@ fn option(command: &Command, key: &str, path: Option<&Path>) -> Result<String> {
 }
 
 /// A key and its value as words of a command line.
-fn words(option: &str, value: &toml::Value, path: Option<&Path>) -> Result<Vec<OsString>> {
+fn words(stage: &str, option: &str, value: &toml::Value, path: Option<&Path>) -> Result<Vec<OsString>> {
     let text = match value {
         toml::Value::String(text) => text.clone(),
         toml::Value::Integer(n) => n.to_string(),
         toml::Value::Float(x) => x.to_string(),
         toml::Value::Boolean(b) => b.to_string(),
         other => {
-            let what = format!("`{}` is not one value but a TOML {}", option.replace('-', "_"), other.type_str());
-            let error = Error::usage("config-value", what);
-            return Err(path.map_or(error.clone(), |p| error.at(p.display().to_string())));
+            let key = option.replace('-', "_");
+            let what = format!("`{key}` is not one value but a TOML {}", other.type_str());
+            let error = Error::usage("config-value", what).fix(format!("write {key} = and one value"));
+            return Err(path.map_or(error.clone(), |p| error.at(place_of(p, stage, &key))));
         }
     };
     Ok(vec![OsString::from(format!("--{option}={text}"))])
 }
 
-/// clap's error, which names option and value, as one of ours.
-fn wrong_value(error: &clap::Error, tables: &[(Option<PathBuf>, Table)]) -> Error {
-    let text = error.to_string();
-    let text = text.trim_start_matches("error: ").lines().next().unwrap_or_default().to_owned();
-    let files: Vec<String> = tables.iter().filter_map(|(p, _)| p.as_ref().map(|p| p.display().to_string())).collect();
-    let error = Error::usage("config-value", text);
-    if files.is_empty() { error } else { error.at(files.join(", ")) }
+/// clap's error about a value of a file, as one of ours: it names the key, the line, the value, and what is allowed.
+fn wrong_value(error: &clap::Error, stage: &str, tables: &[(Option<PathBuf>, Table)]) -> Error {
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.clone()),
+        Some(ContextValue::Strings(list)) => Some(list.join(", ")),
+        _ => None,
+    };
+    let whole = error.to_string();
+    let whole = whole.trim_start_matches("error: ").lines().next().unwrap_or_default().to_owned();
+    let argument = text(ContextKind::InvalidArg);
+    let name = argument.as_deref().and_then(|arg| arg.strip_prefix("--")?.split(['=', ' ', '[']).next());
+    let (Some(name), Some(value)) = (name, text(ContextKind::InvalidValue)) else {
+        return Error::usage("config-value", whole).fix(format!("`rlhf {stage} --help` lists all settings"));
+    };
+    let key = name.replace('-', "_");
+    let shown: String = value.chars().take(EXCERPT_CHARS).collect();
+    let error_here = Error::usage("config-value", format!("`{key}` cannot be {shown:?}"));
+    let why = std::error::Error::source(error).map(ToString::to_string);
+    let why = why.or_else(|| text(ContextKind::ValidValue).map(|list| format!("possible are {list}")));
+    let error_here = error_here.because(why.unwrap_or(whole)).fix(format!("`rlhf {stage} --help` says what it takes"));
+    let has_key = |table: &Table| table.keys().any(|k| k.replace('_', "-") == name);
+    let path = tables.iter().rev().find(|(path, table)| path.is_some() && has_key(table)).and_then(|(p, _)| p.as_ref());
+    path.map_or(error_here.clone(), |path| error_here.at(place_of(path, stage, &key)))
 }
 
 impl Settings {
     /// A table to read: what was chosen first, then the defaults in fewer words.
-    pub(super) fn describe(&self) -> String {
+    pub(crate) fn describe(&self) -> String {
         let mut lines = Vec::new();
         for setting in self.list.iter().filter(|s| s.origin != "default") {
             lines.push(format!("  {:<28} {:<24} {}", setting.name, setting.value, setting.origin));
@@ -159,12 +237,16 @@ impl Settings {
         serde_json::Value::Object(self.list.iter().map(entry).collect())
     }
 
+    /// Option to value.
+    pub(crate) fn to_map(&self) -> std::collections::BTreeMap<String, String> {
+        self.list.iter().map(|s| (s.name.clone(), s.value.clone())).collect()
+    }
+
     /// What a model card shows: the settings that were chosen, paths left out.
     pub(super) fn for_card(&self) -> Vec<(String, String)> {
-        let chosen = self
-            .list
-            .iter()
-            .filter(|s| !s.name.contains("path") && !s.name.contains("dataset") && !s.name.ends_with("dir"));
+        let is_place = |name: &str| name.contains("path") || name.contains("dataset") || name.ends_with("dir");
+        // A resumed run has the card of one that never stopped.
+        let chosen = self.list.iter().filter(|s| !is_place(&s.name) && !IGNORED.contains(&s.name.as_str()));
         chosen.map(|s| (s.name.clone(), s.value.clone())).collect()
     }
 }
@@ -197,6 +279,20 @@ mod tests {
         let error = resolve::<SftConfig>("sft", &table("learning_rat = 1"), vec![]).unwrap_err();
         assert_eq!(error.id(), "config-unknown-key");
         assert!(error.to_string().contains("did you mean `learning_rate`"), "{error}");
+    }
+
+    #[test]
+    fn a_key_is_found_in_its_table() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.toml");
+        std::fs::write(&path, "seed = 1\n\n[sft]\n\"max-length\" = 3\n[ppo]\nseed = 2\n").unwrap();
+        let line = |stage, key| place_of(&path, stage, key).rsplit("a.toml").next().map(str::to_owned);
+        let found = [("ppo", "seed"), ("sft", "seed"), ("sft", "max_length"), ("sft", "none")].map(|(s, k)| line(s, k));
+        assert_eq!(found, [":6", ":1", ":4", ""].map(|text| Some(text.to_owned())));
+        assert_eq!(
+            (check_depth(&"a = [[]]\n".repeat(99)), check_depth(&format!("\n{}", "[".repeat(65)))),
+            (Ok(()), Err(2))
+        );
     }
 
     #[test]

@@ -18,19 +18,23 @@ pub(super) fn run(config: &SftConfig, settings: &Settings) -> Result<PathBuf> {
     let dataset = dataset(&config.run, Some(&config.eval))?;
     let loss_on = loss_on(config)?;
     let mut session = Session::open(&config.run, settings)?;
+    if session.is_finished()? {
+        return Ok(session.output);
+    }
     let loaded = session.load("model", model_dir)?;
     if loaded.model.config().head != Head::Language {
         return Err(Error::input("not-a-language-model", "supervised fine-tuning needs a language-model head")
             .at(model_dir.display().to_string())
-            .because("this model has a score head (…ForSequenceClassification)"));
+            .because("this model has a score head (…ForSequenceClassification)")
+            .fix("give a language model (…ForCausalLM or …LMHeadModel)"));
     }
     let max_length = config.epochs.max_length(loaded.model.config().max_positions)?;
     let options = SftOptions { max_length, loss_on, append_eos: true, strict: config.run.strict };
     let read = |session: &mut Session, role: &str, path: &PathBuf| {
         let rows = session.rows(path)?;
-        let encoded = encode_sft(&rows, &loaded.tokenizer, loaded.template.as_ref(), &options);
+        let encoded = encode_sft(rows, &loaded.tokenizer, loaded.template.as_ref(), &options);
         let encoded = encoded.map_err(|e| e.at_if_unplaced(path.display().to_string()))?;
-        Ok::<_, Error>(session.account(role, encoded))
+        session.account(role, path, encoded)
     };
     let data = read(&mut session, "dataset", dataset)?;
     let eval = match &config.eval.eval_dataset {
@@ -42,21 +46,22 @@ pub(super) fn run(config: &SftConfig, settings: &Settings) -> Result<PathBuf> {
     let mut config = config.clone();
     let job = train::plan::Sft::new(loaded.model.config(), &data, &groups, &eval, &config);
     session.plan(&job, &mut config.optimizer)?;
-    let Some(mut journal) = session.begin()? else { return Ok(session.output) };
+    let Some(mut journal) = session.begin(groups.len())? else { return Ok(session.output) };
     let model = {
-        let mut save = session.saver(Stage::Sft);
-        train::sft::train(loaded.model, &data, &groups, &eval, &config, &mut journal, &mut save)?
+        let mut keeper = session.checkpoints(Stage::Sft);
+        train::sft::train(loaded.model, &data, &groups, &eval, &config, &mut journal, &mut keeper)?
     };
     session.compare_memory()?;
     let dir = session.save("", Stage::Sft, &model)?;
     session.say(&format!("the model is in {}", dir.display()));
-    Ok(dir)
+    session.finish(&[], train::sft::total_steps(&config, groups.len()))
 }
 
 fn loss_on(config: &SftConfig) -> Result<LossOn> {
     match (config.assistant_only_loss, config.completion_only_loss) {
         (true, Some(_)) => {
-            Err(Error::usage("loss-ambiguous", "--assistant-only-loss and --completion-only-loss exclude each other"))
+            Err(Error::usage("loss-ambiguous", "--assistant-only-loss and --completion-only-loss exclude each other")
+                .fix("give one of them"))
         }
         (true, None) => Ok(LossOn::Assistant),
         (false, None | Some(true)) => Ok(LossOn::Completion),

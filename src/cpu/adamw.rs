@@ -2,6 +2,8 @@
 //! m = b1 m + (1 - b1) g, v = b2 v + (1 - b2) g^2, w = w (1 - lr decay) - lr (m / c1) / (sqrt(v / c2) + eps),
 //! c = 1 - b^t. The gradient is scaled by the clip factor on the way in.
 
+#![forbid(unsafe_code)]
+
 use rayon::prelude::*;
 
 use super::math::{Real, vectorized};

@@ -2,6 +2,8 @@
 //! log-probability are kept at (count mod window), count and position go up by one, and a row is finished after a stop
 //! token, at the largest count, or if a logit was not finite; then it stays as it is.
 
+#![forbid(unsafe_code)]
+
 use crate::random::uniform_of;
 
 /// Rows that decode; a slice has one element a row.

@@ -1,5 +1,7 @@
 //! Keys and values of new tokens into the cache, in the layout that attention's tiles want.
 
+#![forbid(unsafe_code)]
+
 use super::attention::{Cached, Heads, padded};
 use super::math::Real;
 

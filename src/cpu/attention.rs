@@ -6,6 +6,8 @@
 //! decode against a cache, and training give the same bits. The heads are worked on in panels padded with zeros to
 //! whole tiles; a zero at the end of a chain changes no bit.
 
+#![forbid(unsafe_code)]
+
 use rayon::prelude::*;
 
 use super::math::{LANES, Real, fold, max_of, vectorized};

@@ -1,5 +1,7 @@
 //! Sums over rows: the gradient of a bias.
 
+#![forbid(unsafe_code)]
+
 use super::math::Real;
 use super::parallel;
 

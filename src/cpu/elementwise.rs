@@ -1,5 +1,7 @@
 //! Sums of equal shapes (the residual stream) and of rows.
 
+#![forbid(unsafe_code)]
+
 use super::math::Real;
 use super::parallel;
 

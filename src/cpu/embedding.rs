@@ -1,6 +1,8 @@
 //! Rows gathered by index, and the gradient scattered back. Serves token embeddings, learned positions, and the choice
 //! of the rows that carry a loss.
 
+#![forbid(unsafe_code)]
+
 use super::math::Real;
 use super::parallel;
 

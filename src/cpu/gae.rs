@@ -3,6 +3,8 @@
 //! token; delta_t = r_t + gamma V_(t+1) - V_t, A_t = delta_t + gamma lam A_(t+1), V after the last token 0; returns = A
 //! + V.
 
+#![forbid(unsafe_code)]
+
 use super::math::Real;
 use crate::config::KlEstimator;
 

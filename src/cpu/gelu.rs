@@ -1,6 +1,8 @@
 //! GELU in GPT-2's tanh form: y = x/2 (1 + tanh(u)), u = sqrt(2/pi) (x + 0.044715 x^3).
 //! (1 + tanh(u)) / 2 = sigmoid(2u), so y = x sigmoid(2u).
 
+#![forbid(unsafe_code)]
+
 use super::math::{Real, sigmoid};
 use super::parallel;
 

@@ -1,5 +1,7 @@
 //! The Euclidean norm of a flat buffer, and whether all of it is finite, in one pass.
 
+#![forbid(unsafe_code)]
+
 use rayon::prelude::*;
 
 use super::math::{Real, sum_by, vectorized};

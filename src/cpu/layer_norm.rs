@@ -1,5 +1,7 @@
 //! Layer normalisation (Ba et al., 2016): xh = (x - mean) r, r = 1 / sqrt(var + eps), y = xh w + b. Saved: mean and r.
 
+#![forbid(unsafe_code)]
+
 use super::math::{Real, sum_by};
 use super::parallel;
 

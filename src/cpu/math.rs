@@ -2,6 +2,8 @@
 //! loop for the widest vectors that the machine has; the arithmetic stays what the source says, so results do not
 //! depend on that width.
 
+#![forbid(unsafe_code)]
+
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub, SubAssign};
 
 /// A float: f32 for training, f64 for the golden values of tests.
@@ -137,6 +139,12 @@ pub(crate) fn softplus<T: Real>(x: T) -> T {
 #[inline(always)]
 pub(crate) fn vectorized<R>(work: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(work)
+}
+
+/// The vector instructions that [`vectorized`] uses here.
+pub(crate) fn instructions() -> String {
+    let name = format!("{:?}", pulp::Arch::new());
+    name.split(['(', ' ']).next().unwrap_or_default().to_owned()
 }
 
 /// How many partial sums a reduction keeps; element i goes to partial sum i mod LANES.

@@ -1,6 +1,8 @@
 //! The Bradley-Terry loss of a reward model: -log sigmoid(r_c - r_r - margin) = softplus(-(r_c - r_r - margin)), plus
 //! `centering` (r_c + r_r)^2 (Eisenstein et al., 2023), each averaged over the pairs of the whole optimizer batch.
 
+#![forbid(unsafe_code)]
+
 use super::math::{Real, sigmoid, softplus};
 use super::parallel;
 

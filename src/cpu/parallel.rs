@@ -1,5 +1,7 @@
 //! Work over rows on all cores, in chunks whose borders are fixed by the row numbers alone.
 
+#![forbid(unsafe_code)]
+
 use rayon::prelude::*;
 
 use super::math::{Real, vectorized};

@@ -3,6 +3,8 @@
 //! clip at most -A c where A < 0; value loss 1/2 max((V - R)^2, (clip(V, V_old - e, V_old + e) - R)^2).
 //! All means are over the tokens of the whole optimizer batch: `scale` is 1 / that number.
 
+#![forbid(unsafe_code)]
+
 use super::math::Real;
 use super::parallel;
 

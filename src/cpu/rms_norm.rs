@@ -1,5 +1,7 @@
 //! RMS normalisation (Zhang and Sennrich, 2019): r = 1 / sqrt(mean(x^2) + eps), y = x r w. Saved for backward: r.
 
+#![forbid(unsafe_code)]
+
 use super::math::{Real, sum_by};
 use super::parallel;
 

@@ -1,6 +1,8 @@
 //! Rotary positions (Su et al., 2021), the half-split form: element i of a head is paired with element i + HD/2 and the
 //! pair is turned by the angle position x frequency_i. The gradient is the turn the other way.
 
+#![forbid(unsafe_code)]
+
 use super::math::Real;
 use super::parallel;
 

@@ -2,6 +2,8 @@
 //! then one uniform number through the inverse of the cumulative distribution in vocabulary order. Temperature 0 takes
 //! the most likely token, the first of equals.
 
+#![forbid(unsafe_code)]
+
 use super::math::Real;
 
 /// How tokens are chosen.

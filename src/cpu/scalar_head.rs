@@ -1,5 +1,7 @@
 //! The head of reward and value models: one number per row, s = h . w.
 
+#![forbid(unsafe_code)]
+
 use super::math::{Real, sum_by};
 use super::parallel;
 

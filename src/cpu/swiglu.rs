@@ -1,5 +1,7 @@
 //! The gated activation (Shazeer, 2020): y = silu(g) u = g sigmoid(g) u, with gate and up side by side in one input.
 
+#![forbid(unsafe_code)]
+
 use super::math::{Real, sigmoid};
 use super::parallel;
 

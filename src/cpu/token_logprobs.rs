@@ -4,6 +4,8 @@
 //! gradient in a second pass: dz_j = dlogprob (1[j = y] - p_j) - dentropy p_j (ln p_j + entropy), dlogits =
 //! dz / temperature.
 
+#![forbid(unsafe_code)]
+
 use super::math::{LANES, Real, fold, max_of};
 use super::parallel;
 use super::ppo_loss::{Coefficients, PolicyTerm};

@@ -1,6 +1,8 @@
 //! Whitening: (x - mean) / sqrt(var + 1e-8), the variance unbiased (divided by n - 1); optionally the mean is put back,
 //! so that only the scale changes. One element whitens to 0 (or stays, with its mean).
 
+#![forbid(unsafe_code)]
+
 use super::math::Real;
 
 /// out [N] from inp [N].

@@ -110,7 +110,7 @@ pub struct Encoded<T> {
 /// `loss-needs-conversation`, `eos-missing`, `max-length`, `dataset-nothing-left`, and with `strict`
 /// `strict-row-dropped`, `strict-row-cut`, `strict-text-lost`.
 pub fn encode_sft(
-    rows: &[Row],
+    rows: impl IntoIterator<Item = Result<Row>>,
     tokenizer: &Tokenizer,
     template: Option<&ChatTemplate>,
     options: &SftOptions,
@@ -119,7 +119,8 @@ pub fn encode_sft(
     let mut encoder = Encoder::new(tokenizer, template, Stage::Sft, options.strict);
     let mut examples = Vec::new();
     for row in rows {
-        let example = encoder.sft_row(row, options).map_err(|error| error.at_if_unplaced(&row.place))?;
+        let row = row?;
+        let example = encoder.sft_row(&row, options).map_err(|error| error.at_if_unplaced(&row.place))?;
         examples.extend(example);
     }
     let kept = examples.iter().map(|example: &SftExample| example.ids.len() as u64).sum();
@@ -129,7 +130,7 @@ pub fn encode_sft(
 
 /// Rows -> pairs of a reward model. Errors as [`encode_sft`], and those of [`formats::pair`].
 pub fn encode_pairs(
-    rows: &[Row],
+    rows: impl IntoIterator<Item = Result<Row>>,
     tokenizer: &Tokenizer,
     template: Option<&ChatTemplate>,
     options: &PairOptions,
@@ -138,7 +139,8 @@ pub fn encode_pairs(
     let mut encoder = Encoder::new(tokenizer, template, Stage::Reward, options.strict);
     let mut examples = Vec::new();
     for row in rows {
-        let example = encoder.pair_row(row, options).map_err(|error| error.at_if_unplaced(&row.place))?;
+        let row = row?;
+        let example = encoder.pair_row(&row, options).map_err(|error| error.at_if_unplaced(&row.place))?;
         examples.extend(example);
     }
     let kept =
@@ -149,7 +151,7 @@ pub fn encode_pairs(
 /// Rows -> prompts of PPO. A prompt that leaves no room for the response is an error, not a loss: errors as
 /// [`encode_sft`], and `prompt-too-long`, `prompt-ends-with-assistant`, `response-length`.
 pub fn encode_prompts(
-    rows: &[Row],
+    rows: impl IntoIterator<Item = Result<Row>>,
     tokenizer: &Tokenizer,
     template: Option<&ChatTemplate>,
     options: &PromptOptions,
@@ -163,14 +165,17 @@ pub fn encode_prompts(
     let mut encoder = Encoder::new(tokenizer, template, Stage::Ppo, strict);
     let mut examples = Vec::new();
     let mut too_long: Vec<(String, usize)> = Vec::new();
+    let mut count = 0;
     for row in rows {
-        let example = encoder.prompt_row(row).map_err(|error| error.at_if_unplaced(&row.place))?;
+        let row = row?;
+        count += 1;
+        let example = encoder.prompt_row(&row).map_err(|error| error.at_if_unplaced(&row.place))?;
         let long = example.iter().filter(|example| example.ids.len() > longest);
         too_long.extend(long.map(|example| (example.place.clone(), example.ids.len())));
         examples.extend(example);
     }
     if let Some((first, _)) = too_long.first() {
-        let what = format!("{} of {} prompts are longer than {longest} tokens", too_long.len(), rows.len());
+        let what = format!("{} of {} prompts are longer than {longest} tokens", too_long.len(), count);
         let shown = too_long.iter().take(PLACES_SHOWN).map(|(place, length)| format!("{place} has {length}"));
         let shown: Vec<_> = shown.collect();
         let more = if too_long.len() > PLACES_SHOWN { ", ..." } else { "" };
@@ -260,7 +265,9 @@ impl<'a> Encoder<'a> {
         }
         if examples.is_empty() {
             let error = Error::input("dataset-nothing-left", "no row of the data set can be used");
-            return Err(error.because(format!("the data ledger says:\n{ledger}")));
+            let error =
+                error.fix("look at the reasons: fill in what is empty, and raise max_length for what is too long");
+            return Err(error.because(format!("the data ledger says:\n{ledger}").replace('\n', "\n    ")));
         }
         Ok(Encoded { examples, ledger })
     }

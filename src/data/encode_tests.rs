@@ -7,10 +7,9 @@ use serde_json::{Value, json};
 const CONFIG: &str = r#"{"bos_token": "<s>", "eos_token": "</s>"}"#;
 const CHAT_CONFIG: &str = r#"{"bos_token": "<s>", "eos_token": "<|im_end|>"}"#;
 
-fn rows(values: &[Value]) -> Vec<Row> {
-    let row = |(index, value): (usize, &Value)| Row {
-        place: format!("a.jsonl:{}", index + 1),
-        fields: value.as_object().unwrap().clone(),
+fn rows(values: &[Value]) -> Vec<Result<Row>> {
+    let row = |(index, value): (usize, &Value)| {
+        Ok(Row { place: format!("a.jsonl:{}", index + 1), fields: value.as_object().unwrap().clone() })
     };
     values.iter().enumerate().map(row).collect()
 }
@@ -25,7 +24,7 @@ fn options(loss_on: LossOn) -> SftOptions {
 
 fn sft(values: &[Value], template: Option<&ChatTemplate>, options: &SftOptions) -> Result<Encoded<SftExample>> {
     let (_dir, tokenizer) = load(if template.is_some() { CHAT_CONFIG } else { CONFIG });
-    let encoded = encode_sft(&rows(values), &tokenizer, template, options)?;
+    let encoded = encode_sft(rows(values), &tokenizer, template, options)?;
     encoded.ledger.check()?;
     Ok(encoded)
 }
@@ -158,7 +157,7 @@ fn templates_that_do_not_show_their_turns() {
 fn pairs() {
     let (_dir, tokenizer) = load(CONFIG);
     let encode = |values: &[Value], max_length, strict| {
-        encode_pairs(&rows(values), &tokenizer, None, &PairOptions { max_length, strict })
+        encode_pairs(rows(values), &tokenizer, None, &PairOptions { max_length, strict })
     };
     let values = [
         json!({"prompt": "1", "chosen": "2", "rejected": "3</s>", "margin": 0.5}),
@@ -185,7 +184,7 @@ fn pairs() {
     let talk = [json!({"chosen": [ask, answer("b")], "rejected": [ask, answer("c")]})];
     let chatml = template(CHATML);
     let options = PairOptions { max_length: 100, strict: true };
-    let encoded = encode_pairs(&rows(&talk), &tokenizer, Some(&chatml), &options).unwrap();
+    let encoded = encode_pairs(rows(&talk), &tokenizer, Some(&chatml), &options).unwrap();
     assert!(text(&encoded.examples[0].rejected).ends_with("assistant\nc<|im_end|>\n"));
     // This tokenizer's EOS is not what the template writes.
     assert!(encoded.ledger.template_never_writes_eos());
@@ -198,7 +197,7 @@ fn prompts() {
     let chatml = template(CHATML);
     let encode = |values: &[Value], context| {
         let options = PromptOptions { context, response_length: 4, strict: false };
-        encode_prompts(&rows(values), &tokenizer, Some(&chatml), &options)
+        encode_prompts(rows(values), &tokenizer, Some(&chatml), &options)
     };
     let ask = json!({"role": "user", "content": "a"});
     let values = [json!({"prompt": "12"}), json!({"prompt": [ask]}), json!({"prompt": ""}), json!({"prompt": []})];
@@ -219,7 +218,7 @@ fn prompts() {
 #[test]
 fn a_model_without_eos_is_refused() {
     let (_dir, tokenizer) = load("{}");
-    let error = encode_sft(&rows(&[json!({"text": "a"})]), &tokenizer, None, &options(LossOn::All)).unwrap_err();
+    let error = encode_sft(rows(&[json!({"text": "a"})]), &tokenizer, None, &options(LossOn::All)).unwrap_err();
     assert_eq!((error.id(), error.place()), ("eos-missing", Some("a.jsonl:1")));
 }
 
@@ -232,11 +231,11 @@ fn text_that_the_tokenizer_drops_is_counted() {
     std::fs::write(dir.path().join("config.json"), r#"{"eos_token_id": 1}"#).unwrap();
     let tokenizer = Tokenizer::load(dir.path()).unwrap();
     let values = rows(&[json!({"text": "aéa x"}), json!({"text": "xyz"})]);
-    let encoded = encode_sft(&values, &tokenizer, None, &options(LossOn::All)).unwrap();
+    let encoded = encode_sft(values.clone(), &tokenizer, None, &options(LossOn::All)).unwrap();
     assert_eq!(encoded.examples[0].ids, [0, 0, 1]);
     assert_eq!((encoded.ledger.characters_lost, encoded.ledger.rows_dropped[&Reason::Empty]), (5, 1));
     let strict = SftOptions { strict: true, ..options(LossOn::All) };
-    let error = encode_sft(&values, &tokenizer, None, &strict).unwrap_err();
+    let error = encode_sft(values, &tokenizer, None, &strict).unwrap_err();
     assert_eq!((error.id(), error.place()), ("strict-text-lost", Some("a.jsonl:1")));
 }
 

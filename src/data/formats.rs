@@ -158,6 +158,10 @@ impl Turns {
     }
 }
 
+/// How many of a row's columns an error names, and how much of a name.
+const NAMES_SHOWN: usize = 20;
+const NAME_CHARS: usize = 60;
+
 /// The columns of a row, and which of them were read.
 struct Columns<'a> {
     row: &'a Row,
@@ -237,7 +241,7 @@ impl<'a> Columns<'a> {
 
     fn wrong_type(&self, name: &str, value: &Value, needed: &str) -> Error {
         let what = format!("column `{name}` is {}, not {needed}", kind_of(value));
-        Error::input("dataset-column-type", what).at(&self.row.place)
+        Error::input("dataset-column-type", what).at(&self.row.place).fix(format!("write {needed}, or drop the row"))
     }
 
     fn mixed(&self, one: &str, other: &str) -> Error {
@@ -246,9 +250,10 @@ impl<'a> Columns<'a> {
     }
 
     fn lacking(&self, stage: &str, needed: &str, names: &[&str]) -> Error {
-        let found: Vec<_> = self.row.fields.keys().map(|name| format!("`{name}`")).collect();
+        let short = |name: &String| format!("`{}`", name.chars().take(NAME_CHARS).collect::<String>());
+        let found: Vec<_> = self.row.fields.keys().take(NAMES_SHOWN).map(short).collect();
         let found = if found.is_empty() { "none".to_string() } else { found.join(", ") };
-        let error = Error::input("dataset-columns", format!("the row has not the columns that {stage} needs"));
+        let error = Error::input("dataset-columns", format!("the row lacks the columns that {stage} needs"));
         let error = error.at(&self.row.place).because(format!("columns found: {found}; needed: {needed}"));
         error.fix(self.advice(names))
     }
@@ -287,7 +292,8 @@ fn message_of(value: &Value, name: &str) -> Result<Message> {
     let role = match fields.get("role") {
         Some(Value::String(role)) if !role.is_empty() => role.clone(),
         found => {
-            let what = format!("`{name}.role` is {}, not a name", found.map_or("absent", kind_of));
+            let found = if found.is_some_and(Value::is_string) { "empty" } else { found.map_or("absent", kind_of) };
+            let what = format!("`{name}.role` is {found}, not a name");
             return wrong(what, &role_advice(fields));
         }
     };

@@ -12,8 +12,8 @@ use super::clock::CivilTime;
 /// How deep a stored or printed value may nest.
 const DEPTH_MAX: usize = 64;
 
-/// How many parts a stored value may have, shared parts counted as often as they are reached.
-const PARTS_MAX: usize = 1 << 20;
+/// How many parts a stored or printed value may have, shared parts counted as often as they are reached.
+const PARTS_MAX: usize = 1 << 17;
 
 /// The longest JSON text, in bytes.
 const JSON_BYTES_MAX: usize = 16 << 20;
@@ -45,6 +45,12 @@ pub(super) fn strftime(now: CivilTime, format: &str) -> Result<String, Error> {
 pub(super) fn checked_value(value: Value) -> Result<Value, Error> {
     walk(&value, 0, &mut PARTS_MAX.clone(), &|_| true)?;
     Ok(value)
+}
+
+/// An error for a value that is too large to be printed: a list repeated a hundred million times is only two numbers
+/// until it is written.
+pub(super) fn check_printed(value: &Value) -> Result<(), Error> {
+    walk(value, 0, &mut PARTS_MAX.clone(), &|_| true)
 }
 
 /// Passes a value on if it is small and holds no namespace: what an attribute of a namespace may be set to. Namespaces

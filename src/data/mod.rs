@@ -1,6 +1,8 @@
 //! Text to tokens, on the host: files to rows, rows to typed examples, examples to tokens, and the account of what
 //! became of every row and token. And the embedded task, which makes its own text.
 
+#![forbid(unsafe_code)]
+
 pub(crate) mod clock;
 mod containment;
 pub mod demo;

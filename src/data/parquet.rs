@@ -7,23 +7,67 @@ use std::path::Path;
 use parquet::column::reader::ColumnReader;
 use parquet::data_type::{ByteArray, DataType, FixedLenByteArray};
 use parquet::errors::ParquetError;
-use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::file::reader::{ChunkReader, FileReader, SerializedFileReader};
+use parquet::record::reader::RowIter;
 use parquet::record::{Field, Row as Record};
 use serde_json::{Map, Number, Value};
 
 use super::containment::contain;
-use super::parquet_limits::{Budget, VALUE_BYTES, check_footer, check_pages};
+use super::parquet_limits::{Budget, VALUE_BYTES, check_footer, check_held, check_pages};
 use super::records::Row;
 use crate::error::{Error, Result};
 
 /// The first four bytes of a Parquet file.
 pub(super) const MAGIC: &[u8] = b"PAR1";
 
-/// Reads all rows; a null is an absent column.
-pub(super) fn read_rows(file: File, path: &Path) -> Result<Vec<Row>> {
-    let outcome = contain(|| decode(file, path));
-    let outcome = outcome.unwrap_or_else(|panic| Err(damaged(format!("the decoder stopped: {panic}"))));
-    outcome.map_err(|error| error.at_if_unplaced(path.display().to_string()))
+/// The rows of a file; a null is an absent column.
+pub(super) struct Rows {
+    place: String,
+    records: RowIter<'static>,
+    budget: Budget,
+    number: u64,
+}
+
+impl Rows {
+    /// Opens a file and checks what it declares and expands to.
+    pub(super) fn open(file: File, path: &Path) -> Result<Self> {
+        let again = file.try_clone().map_err(|error| Error::io("reading the data set", path, &error))?;
+        Self::of(file, &again, path)
+    }
+
+    /// The same for a file that is in memory.
+    pub(super) fn in_memory(bytes: Vec<u8>, path: &Path) -> Result<Self> {
+        let bytes = bytes::Bytes::from(bytes);
+        Self::of(bytes.clone(), &bytes, path)
+    }
+
+    /// Reads from `source`, of which `again` is a second handle.
+    fn of<R: ChunkReader + 'static>(source: R, again: &R, path: &Path) -> Result<Self> {
+        let place = path.display().to_string();
+        let outcome = contained(|| open(source, again)).map_err(|error| {
+            let column = error.place().map_or(String::new(), |column| format!(": {column}"));
+            error.at(format!("{place}{column}"))
+        })?;
+        let (records, budget) = outcome;
+        Ok(Self { place, records, budget, number: 0 })
+    }
+
+    pub(super) fn next_row(&mut self) -> Result<Option<Row>> {
+        self.number += 1;
+        let place = format!("{}: row {}", self.place, self.number);
+        let (records, budget) = (&mut self.records, &mut self.budget);
+        let fields = contained(|| match records.next() {
+            None => Ok(None),
+            Some(record) => object_of(record.map_err(from_decoder)?, budget).map(Some),
+        });
+        let fields = fields.map_err(|error| error.at(&place))?;
+        Ok(fields.map(|fields| Row { place, fields }))
+    }
+}
+
+/// Runs the decoder, whose panics become errors.
+fn contained<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    contain(work).unwrap_or_else(|panic| Err(damaged(format!("the decoder stopped: {panic}"))))
 }
 
 /// A file that is not what its format says.
@@ -34,43 +78,38 @@ pub(super) fn damaged(why: impl Into<String>) -> Error {
 
 fn from_decoder(error: ParquetError) -> Error {
     // Some messages quote the data they choked on, byte by byte.
-    let reason: String = error.to_string().chars().take(200).collect();
-    damaged(reason)
+    let reason = error.to_string();
+    if reason.contains("Utf8Error") {
+        return damaged("a text in it is not UTF-8");
+    }
+    damaged(reason.trim_start_matches("Parquet error: ").chars().take(200).collect::<String>())
 }
 
-fn decode(file: File, path: &Path) -> Result<Vec<Row>> {
-    let size = file.metadata().map_err(|error| Error::io("reading the data set", path, &error))?.len();
-    check_footer(&file, size)?;
-    let walked = file.try_clone().map_err(|error| Error::io("reading the data set", path, &error))?;
-    let reader = SerializedFileReader::new(file).map_err(from_decoder)?;
+fn open<R: ChunkReader + 'static>(source: R, again: &R) -> Result<(RowIter<'static>, Budget)> {
+    let size = source.len();
+    check_footer(again, size)?;
+    let reader = SerializedFileReader::new(source).map_err(from_decoder)?;
     let mut budget = Budget::for_file(size);
     for group in reader.metadata().row_groups() {
+        // The decoder holds a page of every column at once.
+        let mut held = 0;
         for column in group.columns() {
-            check_pages(&walked, size, column, &mut budget)?;
+            held += check_pages(again, size, column, &mut budget)?;
         }
+        check_held(held, size)?;
     }
-    measure_lists(&reader, size)?;
-    let mut budget = Budget::for_file(size);
-    let mut rows = Vec::new();
-    for (index, record) in reader.get_row_iter(None).map_err(from_decoder)?.enumerate() {
-        let place = format!("{}: row {}", path.display(), index + 1);
-        let record = record.map_err(|error| from_decoder(error).at(&place))?;
-        let fields = object_of(record, &mut budget).map_err(|error| error.at(&place))?;
-        rows.push(Row { place, fields });
-    }
-    Ok(rows)
+    measure_texts(&reader, size)?;
+    Ok((RowIter::from_file_into(Box::new(reader)), Budget::for_file(size)))
 }
 
-/// Adds up what the columns inside lists expand to, without copying it. One row can hold a million references to one
-/// long string of a dictionary, and the row reader would copy it a million times before we see the row.
-fn measure_lists(reader: &SerializedFileReader<File>, size: u64) -> Result<()> {
+/// Adds up what the columns of texts expand to, without copying it. A dictionary of one long string can stand for
+/// millions of values, and one row can hold a million references to it, which the row reader would copy before we see
+/// the row.
+fn measure_texts<R: ChunkReader + 'static>(reader: &SerializedFileReader<R>, size: u64) -> Result<()> {
     let mut budget = Budget::for_file(size);
     for group in 0..reader.num_row_groups() {
         let group = reader.get_row_group(group).map_err(from_decoder)?;
-        for (index, column) in group.metadata().columns().iter().enumerate() {
-            if column.column_descr().max_rep_level() == 0 {
-                continue;
-            }
+        for index in 0..group.metadata().num_columns() {
             match group.get_column_reader(index).map_err(from_decoder)? {
                 ColumnReader::ByteArrayColumnReader(column) => measure(column, ByteArray::len, &mut budget)?,
                 ColumnReader::FixedLenByteArrayColumnReader(column) => {

@@ -2,12 +2,12 @@
 //! the footer's length, the schema's depth and width, each page's size, number of values, encoding and codec, and what
 //! gzip really inflates to. A decompression bomb ends here.
 
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Take};
+use std::io::{Read, Take};
 
 use flate2::read::MultiGzDecoder;
 use parquet::basic::Compression;
 use parquet::file::metadata::ColumnChunkMetaData;
+use parquet::file::reader::ChunkReader;
 
 use super::parquet::{MAGIC, damaged};
 use super::thrift::{Broken, Compact, Kind, Step};
@@ -22,6 +22,11 @@ const SCHEMA_DEPTH_MAX: usize = 32;
 
 /// The largest page, in bytes after decompression. Writers aim at 1 MiB.
 const PAGE_BYTES_MAX: u64 = 256 << 20;
+
+/// What the decoder may hold at once of a file of `size` bytes: a page and a dictionary of every column.
+fn held_bytes_max(size: u64) -> u64 {
+    (32 << 20) + size.saturating_mul(2)
+}
 
 /// The most values that a page of few bytes may declare: a run of equal values needs no more bytes than one of them,
 /// and writers make row groups of 2^20 rows.
@@ -58,13 +63,10 @@ impl Budget {
 }
 
 /// Checks the footer's length and the schema.
-pub(super) fn check_footer(mut file: &File, size: u64) -> Result<()> {
-    let unreadable = |error: std::io::Error| damaged(error.to_string());
+pub(super) fn check_footer(file: &impl ChunkReader, size: u64) -> Result<()> {
     let footer_end = size.checked_sub(8).ok_or_else(|| damaged("the file is too short to be Parquet"))?;
-    file.seek(SeekFrom::Start(footer_end)).map_err(unreadable)?;
-    let mut tail = [0; 8];
-    file.read_exact(&mut tail).map_err(unreadable)?;
-    let [a, b, c, d, magic @ ..] = tail;
+    let tail = read_at(file, footer_end, 8)?;
+    let [a, b, c, d, magic @ ..] = *tail.first_chunk::<8>().ok_or_else(|| damaged("the file has shrunk"))?;
     if magic == *b"PARE" {
         let error = Error::input("parquet-encrypted", "the Parquet file is encrypted");
         return Err(error.fix("decrypt it, or save it as JSON Lines"));
@@ -145,15 +147,30 @@ pub(super) struct Page {
     pub(super) is_compressed: bool,
 }
 
+/// Refuses pages that together, unpacked, are far larger than their file.
+pub(super) fn check_held(held: u64, size: u64) -> Result<()> {
+    let most = held_bytes_max(size);
+    if held <= most {
+        return Ok(());
+    }
+    let what = format!("pages unpack to {held} bytes at once in a file of {size}; at most {most} are held");
+    Err(Error::input("parquet-expands", what).fix("write smaller pages and row groups, or JSON Lines"))
+}
+
 /// Steps over the pages of a column of a row group, reading headers only (and inflating gzip, which the decoder would
-/// inflate without a bound).
-pub(super) fn check_pages(file: &File, size: u64, column: &ColumnChunkMetaData, budget: &mut Budget) -> Result<()> {
+/// inflate without a bound). Returns how many bytes its largest page and its dictionary have.
+pub(super) fn check_pages(
+    file: &impl ChunkReader,
+    size: u64,
+    column: &ColumnChunkMetaData,
+    budget: &mut Budget,
+) -> Result<u64> {
     let name = column.column_path().string();
     check_codec(&name, column.compression())?;
     let (mut at, length) = column.byte_range();
     let end = at.checked_add(length).filter(|end| *end <= size);
     let end = end.ok_or_else(|| damaged(format!("column {name:?} lies outside the file")))?;
-    let mut values = 0;
+    let (mut values, mut largest, mut dictionary) = (0, 0, 0);
     while at < end {
         let (page, header_bytes) = read_header(file, at, end).map_err(|error| error.at(format!("column {name:?}")))?;
         check_page(&page, &name)?;
@@ -162,6 +179,9 @@ pub(super) fn check_pages(file: &File, size: u64, column: &ColumnChunkMetaData, 
             return Err(damaged(format!("a page of column {name:?} claims more bytes than there are")));
         }
         budget.spend(page.bytes + VALUE_BYTES)?;
+        let size_so_far = if page.is_dictionary { &mut dictionary } else { &mut largest };
+        *size_so_far = page.bytes.max(*size_so_far);
+        check_held(largest + dictionary, size)?;
         if matches!(column.compression(), Compression::GZIP(_)) && page.is_compressed {
             check_inflation(file, at, &page, &name)?;
         }
@@ -172,7 +192,7 @@ pub(super) fn check_pages(file: &File, size: u64, column: &ColumnChunkMetaData, 
             return Err(Error::input("parquet-expands", what).fix("write smaller row groups, or JSON Lines"));
         }
     }
-    Ok(())
+    Ok(largest + dictionary)
 }
 
 /// Whether the decoder has this codec, and under a bound.
@@ -192,7 +212,7 @@ pub(super) fn check_codec(name: &str, codec: Compression) -> Result<()> {
 }
 
 /// Reads the page header at `at`; it may be as long as the statistics in it.
-fn read_header(file: &File, at: u64, end: u64) -> Result<(Page, u64)> {
+fn read_header(file: &impl ChunkReader, at: u64, end: u64) -> Result<(Page, u64)> {
     for length in [4 << 10, FOOTER_BYTES_MAX] {
         let bytes = read_at(file, at, length.min(end - at))?;
         let mut walk = Compact::new(&bytes);
@@ -266,12 +286,11 @@ fn check_page(page: &Page, name: &str) -> Result<()> {
 }
 
 /// Inflates a page into nothing, up to the size it declares.
-pub(super) fn check_inflation(file: &File, at: u64, page: &Page, name: &str) -> Result<()> {
+pub(super) fn check_inflation(file: &impl ChunkReader, at: u64, page: &Page, name: &str) -> Result<()> {
     let outside = || damaged(format!("a page of column {name:?} has levels longer than itself"));
     let compressed = page.compressed_bytes.checked_sub(page.level_bytes).ok_or_else(outside)?;
     let declared = page.bytes - page.level_bytes;
-    let mut source = file;
-    source.seek(SeekFrom::Start(at + page.level_bytes)).map_err(|error| damaged(error.to_string()))?;
+    let source = file.get_read(at + page.level_bytes).map_err(|error| damaged(error.to_string()))?;
     let mut inflated: Take<_> = MultiGzDecoder::new(source.take(compressed)).take(declared + 1);
     match std::io::copy(&mut inflated, &mut std::io::sink()) {
         Ok(inflated) if inflated <= declared => Ok(()),
@@ -283,9 +302,9 @@ pub(super) fn check_inflation(file: &File, at: u64, page: &Page, name: &str) -> 
 }
 
 /// Reads `length` bytes, which the caller has checked against the file's size.
-fn read_at(mut file: &File, at: u64, length: u64) -> Result<Vec<u8>> {
+fn read_at(file: &impl ChunkReader, at: u64, length: u64) -> Result<Vec<u8>> {
+    let source = file.get_read(at).map_err(|error| damaged(error.to_string()))?;
     let mut bytes = Vec::new();
-    file.seek(SeekFrom::Start(at)).map_err(|error| damaged(error.to_string()))?;
-    file.take(length).read_to_end(&mut bytes).map_err(|error| damaged(error.to_string()))?;
+    source.take(length).read_to_end(&mut bytes).map_err(|error| damaged(error.to_string()))?;
     Ok(bytes)
 }

@@ -1,20 +1,32 @@
 //! Data files -> rows of named JSON values. JSON Lines is read here, Parquet in `parquet.rs`; both give the same rows,
 //! each with the place that error messages name. Nothing here knows what a column means.
 
-use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
 use super::parquet;
 use crate::error::{Error, Result};
+use crate::files::{check_values, open_plain, strict};
 
 /// The longest line that is read, in bytes. Longer ones are not data but a file without line ends.
-const LINE_BYTES_MAX: usize = 64 << 20;
+const LINE_BYTES_MAX: usize = 16 << 20;
 
 /// How much of a bad line an error shows, in characters.
 const EXCERPT_CHARS: usize = 80;
+
+/// How files begin that are often taken for data sets, what they are, and what to do about them.
+const FOREIGN: [(&[u8], &str, &str); 8] = [
+    (b"\x1f\x8b", "compressed (gzip)", "unpack it with `gunzip`"),
+    (b"\x28\xb5\x2f\xfd", "compressed (zstd)", "unpack it with `unzstd`"),
+    (b"BZh", "compressed (bzip2)", "unpack it with `bunzip2`"),
+    (b"\xfd7zXZ", "compressed (xz)", "unpack it with `unxz`"),
+    (b"PK\x03\x04", "a zip archive", "unpack it with `unzip`"),
+    (b"ARROW1", "an Arrow file", "save it as Parquet or JSON Lines"),
+    (b"\xff\xfe", "text in UTF-16", "save it as UTF-8"),
+    (b"\xfe\xff", "text in UTF-16", "save it as UTF-8"),
+];
 
 /// One example as it stands in the file.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,49 +37,121 @@ pub struct Row {
     pub fields: Map<String, Value>,
 }
 
-/// Reads a whole data set: JSON Lines, or Parquet if the file begins with Parquet's magic or is named so.
+/// The rows of a data set, one after the other, so that none but the one at hand is in memory. Each may be an error;
+/// after one there are no more.
+pub struct Rows {
+    place: String,
+    source: Option<Source>,
+    is_empty: bool,
+}
+
+enum Source {
+    Lines(Lines),
+    Parquet(parquet::Rows),
+}
+
+impl std::fmt::Debug for Rows {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Rows").field("place", &self.place).finish_non_exhaustive()
+    }
+}
+
+/// Opens a data set: JSON Lines, or Parquet if the file begins with Parquet's magic or is named so.
 ///
-/// Errors: `dataset-empty`, `dataset-invalid-utf8`, `dataset-invalid-json`, `dataset-not-an-object`,
-/// `dataset-line-too-long`, `parquet-*`, and those of reading a file.
-pub fn read_rows(path: &Path) -> Result<Vec<Row>> {
+/// Errors, here or with the row that has them: `dataset-empty`, `dataset-kind`, `dataset-invalid-utf8`,
+/// `dataset-invalid-json`, `dataset-not-an-object`, `dataset-line-too-long`, `parquet-*`, and those of reading a file.
+pub fn open_rows(path: &Path) -> Result<Rows> {
     let doing = "reading the data set";
-    let mut file = File::open(path).map_err(|error| Error::io(doing, path, &error))?;
-    if file.metadata().is_ok_and(|data| data.is_dir()) {
+    if path.is_dir() {
         let error = Error::input("dataset-directory", "the data set is a directory");
         return Err(error.at(path.display().to_string()).fix("name one .jsonl or .parquet file"));
     }
+    let (mut file, _) = open_plain(path, doing)?;
     let mut magic = Vec::new();
-    file.by_ref().take(4).read_to_end(&mut magic).map_err(|error| Error::io(doing, path, &error))?;
-    let named_so = path.extension().is_some_and(|name| name.eq_ignore_ascii_case("parquet"));
-    let rows = if magic == parquet::MAGIC || named_so {
-        parquet::read_rows(file, path)?
+    file.by_ref().take(8).read_to_end(&mut magic).map_err(|error| Error::io(doing, path, &error))?;
+    let source = if is_parquet(&magic, path)? {
+        Source::Parquet(parquet::Rows::open(file, path)?)
     } else {
-        read_lines(BufReader::new(magic.chain(file)), path)?
+        Source::lines(BufReader::new(std::io::Cursor::new(magic).chain(file)), path)
     };
-    if rows.is_empty() {
-        let error = Error::input("dataset-empty", "the data set has no rows").at(path.display().to_string());
-        return Err(error.fix("check that this is the file you meant"));
-    }
-    Ok(rows)
+    Ok(Rows { place: path.display().to_string(), source: Some(source), is_empty: true })
 }
 
-/// Reads JSON Lines: one object a line, blank lines allowed.
-fn read_lines(mut reader: impl BufRead, path: &Path) -> Result<Vec<Row>> {
-    let mut rows = Vec::new();
-    let mut line = Vec::new();
-    for number in 1_u64.. {
-        line.clear();
-        let limit = LINE_BYTES_MAX as u64 + 1;
-        let read = reader.by_ref().take(limit).read_until(b'\n', &mut line);
-        if read.map_err(|error| Error::io("reading the data set", path, &error))? == 0 {
-            break;
+/// The same for a file that is in memory.
+pub(crate) fn rows_in_memory(bytes: Vec<u8>, path: &Path) -> Result<Rows> {
+    let source = if is_parquet(&bytes, path)? {
+        Source::Parquet(parquet::Rows::in_memory(bytes, path)?)
+    } else {
+        Source::lines(std::io::Cursor::new(bytes), path)
+    };
+    Ok(Rows { place: path.display().to_string(), source: Some(source), is_empty: true })
+}
+
+/// Whether a file that begins with `magic` is Parquet, or JSON Lines; `dataset-kind` for what is neither.
+fn is_parquet(magic: &[u8], path: &Path) -> Result<bool> {
+    if let Some((_, what, fix)) = FOREIGN.iter().find(|(start, ..)| magic.starts_with(start)) {
+        let error = Error::input("dataset-kind", format!("the data set is {what}")).at(path.display().to_string());
+        return Err(error.because("JSON Lines (UTF-8) and Parquet are read").fix(*fix));
+    }
+    let named_so = path.extension().is_some_and(|name| name.eq_ignore_ascii_case("parquet"));
+    Ok(magic.starts_with(parquet::MAGIC) || named_so)
+}
+
+impl Source {
+    fn lines(reader: impl BufRead + 'static, path: &Path) -> Self {
+        Self::Lines(Lines { path: path.to_owned(), reader: Box::new(reader), number: 0, line: Vec::new() })
+    }
+}
+
+/// Reads a whole data set. Errors as [`open_rows`].
+pub fn read_rows(path: &Path) -> Result<Vec<Row>> {
+    open_rows(path)?.collect()
+}
+
+impl Iterator for Rows {
+    type Item = Result<Row>;
+
+    fn next(&mut self) -> Option<Result<Row>> {
+        let next = match self.source.as_mut()? {
+            Source::Lines(lines) => lines.next_row(),
+            Source::Parquet(rows) => rows.next_row(),
+        };
+        let next = next.transpose().or_else(|| {
+            let error = Error::input("dataset-empty", "the data set has no rows").at(&self.place);
+            self.is_empty.then(|| Err(error.fix("check that this is the file you meant")))
+        });
+        self.is_empty = false;
+        if !matches!(next, Some(Ok(_))) {
+            self.source = None;
         }
-        let place = format!("{}:{number}", path.display());
-        if let Some(fields) = parse_line(&line, number == 1).map_err(|error| error.at(&place))? {
-            rows.push(Row { place, fields });
+        next
+    }
+}
+
+/// JSON Lines: one object a line, blank lines allowed.
+struct Lines {
+    path: PathBuf,
+    reader: Box<dyn BufRead>,
+    number: u64,
+    line: Vec<u8>,
+}
+
+impl Lines {
+    /// The next line that is not blank.
+    fn next_row(&mut self) -> Result<Option<Row>> {
+        loop {
+            self.line.clear();
+            self.number += 1;
+            let read = self.reader.by_ref().take(LINE_BYTES_MAX as u64 + 1).read_until(b'\n', &mut self.line);
+            if read.map_err(|error| Error::io("reading the data set", &self.path, &error))? == 0 {
+                return Ok(None);
+            }
+            let place = format!("{}:{}", self.path.display(), self.number);
+            if let Some(fields) = parse_line(&self.line, self.number == 1).map_err(|error| error.at(&place))? {
+                return Ok(Some(Row { place, fields }));
+            }
         }
     }
-    Ok(rows)
 }
 
 /// The object on one line, or nothing if the line is blank.
@@ -85,6 +169,10 @@ fn parse_line(line: &[u8], is_first: bool) -> Result<Option<Map<String, Value>>>
     if text.trim().is_empty() {
         return Ok(None);
     }
+    check_values(text.as_bytes()).map_err(|why| {
+        let error = Error::input("dataset-invalid-json", "the line is too dense to be an example").because(why);
+        error.fix("leave long lists of numbers, such as token ids, out of the data set")
+    })?;
     let not_json = |error: serde_json::Error| {
         // The parser sees one line, so its own "at line 1 column 7" would point to the wrong one.
         let reason = error.to_string();
@@ -93,7 +181,7 @@ fn parse_line(line: &[u8], is_first: bool) -> Result<Option<Map<String, Value>>>
         let error = Error::input("dataset-invalid-json", "the line is not valid JSON").because(reason);
         error.fix("write one JSON object a line (JSON Lines); `jq -c .` does that to a pretty-printed file")
     };
-    match serde_json::from_str(text.trim_end()).map_err(not_json)? {
+    match strict(text.trim_end()).map_err(not_json)? {
         Value::Object(fields) => Ok(Some(fields)),
         other => {
             let what = format!("the line is {}, not a JSON object", kind_of(&other));
@@ -175,9 +263,20 @@ mod tests {
 
     #[test]
     fn a_line_without_end_is_refused() {
-        let mut endless = BufReader::new(std::io::repeat(b' '));
-        let error = read_lines(&mut endless, Path::new("zero")).unwrap_err();
+        let reader: Box<dyn BufRead> = Box::new(BufReader::new(std::io::repeat(b' ')));
+        let error = Lines { path: "zero".into(), reader, number: 0, line: Vec::new() }.next_row().unwrap_err();
         assert_eq!((error.id(), error.place()), ("dataset-line-too-long", Some("zero:1")));
+    }
+
+    #[test]
+    fn nothing_follows_an_error_and_other_kinds_of_files_are_named() {
+        let (_folder, path) = write("a.jsonl", b"{}\n3\n{}\n");
+        let kinds: Vec<bool> = open_rows(&path).unwrap().map(|row| row.is_ok()).collect();
+        assert_eq!(kinds, [true, false]);
+        for (start, ..) in FOREIGN {
+            assert_eq!(error_of(&[start, b"rest"].concat()).id(), "dataset-kind");
+        }
+        assert_eq!(error_of(format!("{{\"a\": [{}0]}}", "0,".repeat(500_000)).as_bytes()).id(), "dataset-invalid-json");
     }
 
     #[test]

@@ -19,7 +19,7 @@ use super::clock::CivilTime;
 use super::containment::contain;
 use super::formats::Message;
 use super::jinja_functions::{
-    Raised, checked_attribute, checked_value, escape, raise_exception, strftime, tojson, unknown_method,
+    Raised, check_printed, checked_attribute, checked_value, escape, raise_exception, strftime, tojson, unknown_method,
 };
 use super::jinja_source::{CHECKED_ATTRIBUTE, CHECKED_VALUE, GENERATION_FILTER, rewrite};
 use super::model_files::{read_object, read_text};
@@ -30,11 +30,17 @@ use crate::error::{Error, Result};
 const SOURCE_BYTES_MAX: usize = 256 << 10;
 
 /// The work that a rendering may do beside its share of the input, in the engine's fuel: one for each instruction and
-/// for every 64 bytes made. A conversation of a thousand turns needs a tenth of it.
-const FUEL: u64 = 2_000_000;
+/// for every 64 bytes made. A conversation of a thousand turns needs a third of it.
+const FUEL: u64 = 600_000;
 
 /// The longest rendered conversation, in bytes.
-const OUTPUT_BYTES_MAX: usize = 64 << 20;
+const OUTPUT_BYTES_MAX: usize = 16 << 20;
+
+/// In how many pieces it may be written: a list of a hundred million zeros comes one by one.
+const PIECES_MAX: usize = 500_000;
+
+/// What to do about a template that is wrong.
+const CORRECT: &str = "correct the template, or take the one of the model's source";
 
 /// How deep macros may call each other.
 const RECURSION_MAX: usize = 200;
@@ -79,19 +85,20 @@ impl ChatTemplate {
     /// Reads the template of the model in folder `dir`: chat_template.jinja, else what tokenizer_config.json holds;
     /// nothing if the model has none. Errors: `template-invalid`, `template-without-default`, `config-invalid`.
     pub fn load(dir: &Path, tokenizer: &Tokenizer) -> Result<Option<Self>> {
-        let path = dir.join("chat_template.jinja");
-        if let Some(source) = read_text(&path)? {
-            return Self::compile(&source, tokenizer.special_tokens().clone(), &path.display().to_string()).map(Some);
+        let place = |name: &str| dir.join(name).display().to_string();
+        let name = "chat_template.jinja";
+        if let Some(source) = read_text(dir, name)? {
+            return Self::compile(&source, tokenizer.special_tokens().clone(), &place(name)).map(Some);
         }
-        let path = dir.join("tokenizer_config.json");
-        let place = path.display().to_string();
-        let source = match read_object(&path)?.remove("chat_template") {
+        let name = "tokenizer_config.json";
+        let place = place(name);
+        let source = match read_object(dir, name)?.remove("chat_template") {
             None | Some(Value::Null) => return Ok(None),
             Some(Value::String(source)) => source,
             Some(Value::Array(list)) => default_of(&list).map_err(|error| error.at(&place))?,
             Some(_) => {
                 let what = "`chat_template` is neither a string nor a list of {name, template}";
-                return Err(Error::input("template-invalid", what).at(place));
+                return Err(Error::input("template-invalid", what).at(place).fix(CORRECT));
             }
         };
         Self::compile(&source, tokenizer.special_tokens().clone(), &place).map(Some)
@@ -101,11 +108,14 @@ impl ChatTemplate {
     pub fn compile(source: &str, special: Map<String, Value>, place: &str) -> Result<Self> {
         if source.len() > SOURCE_BYTES_MAX {
             let what = format!("the chat template is longer than {} KiB", SOURCE_BYTES_MAX >> 10);
-            return Err(Error::input("template-invalid", what).at(place));
+            return Err(Error::input("template-invalid", what).at(place).fix(CORRECT));
         }
         // Jinja reads every kind of line end as one newline.
         let source = source.replace("\r\n", "\n").replace('\r', "\n");
-        let rewritten = rewrite(&source).map_err(|error| error.at_if_unplaced(place))?;
+        let rewritten = rewrite(&source).map_err(|error| {
+            let line = error.place().map_or(String::new(), |line| format!(", {line}"));
+            error.at(format!("{place}{line}")).fix(CORRECT)
+        })?;
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let now = Arc::new(AtomicI64::new(now.cast_signed()));
         let (requests, inbox) = channel();
@@ -165,7 +175,7 @@ impl ChatTemplate {
             context.insert(MARKS.into(), marks.iter().collect::<String>().into());
         }
         let (reply, answer) = sync_channel(1);
-        let fuel = FUEL + input_bytes.len() as u64;
+        let fuel = FUEL + input_bytes.len() as u64 / 2;
         let request = Request { context: JinjaValue::from(Serde(&context)), fuel, reply };
         let stopped = |_| Error::failure("template-stopped", "the template's thread has stopped");
         self.requests.send(request).map_err(stopped)?;
@@ -270,7 +280,7 @@ fn serve(name: &str, source: String, now: &Arc<AtomicI64>, ready: &SyncSender<Re
     let is_compiled = compiled.is_ok();
     let invalid = |error: minijinja::Error| {
         let error = Error::input("template-invalid", "the chat template is not valid Jinja").because(shorten(&error));
-        error.fix("correct the template, or take the one of the model's source")
+        error.fix(CORRECT)
     };
     // A failure to answer means that the asker is gone.
     let is_wanted = ready.send(compiled.map_err(invalid)).is_ok();
@@ -280,7 +290,8 @@ fn serve(name: &str, source: String, now: &Arc<AtomicI64>, ready: &SyncSender<Re
     for request in inbox {
         engine.set_fuel(Some(request.fuel));
         let text = contain(|| render_one(&engine, name, request.context));
-        let failed = |panic| Err(Error::input("template-failed", "the chat template failed").because(panic));
+        let failed =
+            |panic| Err(Error::input("template-failed", "the chat template failed").because(panic).fix(CORRECT));
         if request.reply.send(text.unwrap_or_else(failed)).is_err() {
             return;
         }
@@ -288,14 +299,15 @@ fn serve(name: &str, source: String, now: &Arc<AtomicI64>, ready: &SyncSender<Re
 }
 
 fn render_one(engine: &Environment, name: &str, context: JinjaValue) -> Result<String> {
-    let mut output = Output { bytes: Vec::new(), is_full: false };
+    let mut output = Output { bytes: Vec::new(), pieces: 0, is_full: false };
     let template = engine.get_template(name).map_err(|error| from_engine(&error))?;
     match template.render_captured_to(context, &mut output) {
         Ok(_) => {
             String::from_utf8(output.bytes).map_err(|_| Error::failure("template-failed", "the text is not UTF-8"))
         }
         Err(_) if output.is_full => {
-            let what = format!("the chat template writes more than {} MiB", OUTPUT_BYTES_MAX >> 20);
+            let what =
+                format!("the chat template writes more than {} MiB, or {PIECES_MAX} pieces", OUTPUT_BYTES_MAX >> 20);
             Err(Error::input("template-output-too-large", what).fix("check the template and the conversation"))
         }
         Err(error) => Err(from_engine(&error)),
@@ -305,12 +317,14 @@ fn render_one(engine: &Environment, name: &str, context: JinjaValue) -> Result<S
 /// The rendered bytes, up to a limit.
 struct Output {
     bytes: Vec<u8>,
+    pieces: usize,
     is_full: bool,
 }
 
 impl std::io::Write for Output {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.is_full |= self.bytes.len() + bytes.len() > OUTPUT_BYTES_MAX;
+        self.pieces += 1;
+        self.is_full |= self.bytes.len() + bytes.len() > OUTPUT_BYTES_MAX || self.pieces > PIECES_MAX;
         if self.is_full {
             return Err(std::io::Error::other("too much output"));
         }
@@ -335,6 +349,10 @@ fn engine(now: &Arc<AtomicI64>) -> Environment<'static> {
     engine.set_recursion_limit(RECURSION_MAX);
     engine.set_fuel(Some(FUEL));
     engine.set_unknown_method_callback(unknown_method);
+    engine.set_formatter(|output, state, value| {
+        check_printed(value)?;
+        minijinja::escape_formatter(output, state, value)
+    });
     engine.add_function("raise_exception", |message: String| raise_exception(&message));
     let now = Arc::clone(now);
     let time = move |format: String| strftime(CivilTime::from_unix(now.load(Ordering::Relaxed)), &format);
@@ -370,7 +388,7 @@ fn from_engine(error: &minijinja::Error) -> Error {
             .because(format!("it used up its {FUEL} units of work"))
             .fix("check the template for endless loops");
     }
-    Error::input("template-failed", "the chat template failed on the conversation").because(shorten(error))
+    Error::input("template-failed", "the chat template failed on the conversation").because(shorten(error)).fix(CORRECT)
 }
 
 /// The engine's message, which may quote values of any length.

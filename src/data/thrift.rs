@@ -145,8 +145,12 @@ impl<'a> Compact<'a> {
             }
             Kind::List => {
                 let (element, size) = self.list()?;
-                // A truth value has no byte of its own as a field, but one as an element.
-                let element = if matches!(element, Kind::True | Kind::False) { Kind::Byte } else { element };
+                // A truth value has no byte of its own as a field, but one as an element. The decoder takes it for none
+                // there too: it would step over two thousand million of them, and then read other fields than we do.
+                // Parquet's metadata has no such list.
+                if matches!(element, Kind::True | Kind::False) && size > 0 {
+                    return Err(Broken::Bad);
+                }
                 (0..size).try_for_each(|_| self.skip(element, depth + 1))
             }
             Kind::Struct => self.fields_at(depth + 1, &mut |_, _, _| Ok(false)),
@@ -162,8 +166,8 @@ mod tests {
 
     #[test]
     fn fields_of_every_type_are_read_or_stepped_over() {
-        // 1: i32 -3; 2: binary "ab"; 3: list of two bools; 4: struct { 1: true }; 20: i64 300
-        let bytes = [0x15, 0x05, 0x18, 2, b'a', b'b', 0x19, 0x21, 1, 2, 0x1c, 0x11, 0, 0x06, 40, 0xd8, 0x04, 0];
+        // 1: i32 -3; 2: binary "ab"; 3: list of two bytes; 4: struct { 1: true }; 20: i64 300
+        let bytes = [0x15, 0x05, 0x18, 2, b'a', b'b', 0x19, 0x23, 1, 2, 0x1c, 0x11, 0, 0x06, 40, 0xd8, 0x04, 0];
         let mut found = Vec::new();
         let mut walk = Compact::new(&bytes);
         let visit = |walk: &mut Compact, id, kind| {
@@ -184,6 +188,7 @@ mod tests {
         assert_eq!(walk(&[0x15, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1]), Err(Broken::Bad));
         assert_eq!(walk(&[0x18, 0xff, 0xff, 0xff, 0xff, 0x0f]), Err(Broken::Short));
         assert_eq!(walk(&[0x19, 0xf1, 0xff, 0xff, 0xff, 0x7f, 0]), Err(Broken::Short));
+        assert_eq!(walk(&[0x19, 0x21, 1, 2, 0]), Err(Broken::Bad));
         assert_eq!(walk(&vec![0x1c; 100_000]), Err(Broken::Bad));
         assert_eq!(walk(&vec![0x19; 100_000]), Err(Broken::Bad));
     }

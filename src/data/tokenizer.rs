@@ -9,11 +9,26 @@ use tokenizers::processors::PostProcessorWrapper;
 use tokenizers::{AddedToken, ModelWrapper};
 
 use super::containment::contain;
-use super::model_files::{read_bytes, read_object};
+use super::model_files::read_object;
 use crate::error::{Error, Result};
+use crate::files::{check_density, read_model_file};
 
 /// The largest tokenizer.json that is read, in bytes; the largest known one has 33 MiB.
 const TOKENIZER_BYTES_MAX: u64 = 512 << 20;
+
+/// The file that holds it.
+const TOKENIZER: &str = "tokenizer.json";
+
+/// JSON values that it may have, and one more for every so many bytes: the library keeps the whole document as values,
+/// and those with the most have a token or a merge of two every 14 bytes.
+const VALUES_FREE: u64 = 250_000;
+const BYTES_PER_VALUE: u64 = 8;
+
+/// How many times longer a text may become on its way to tokens or back. Known files write three bytes for a space.
+const GROWTH_MAX: f64 = 64.0;
+
+/// The longest regular expression in it, in bytes; the longest known ones have some hundreds.
+const PATTERN_BYTES_MAX: usize = 16 << 10;
 
 /// The names under which the special tokens stand in the files, and under which a template sees them.
 const SPECIAL_NAMES: [&str; 7] =
@@ -51,7 +66,6 @@ impl Tokenizer {
     /// Errors: `tokenizer-missing`, `tokenizer-invalid`, `tokenizer-dropout`, `tokenizer-inconsistent`,
     /// `special-token-unknown`, `config-invalid`.
     pub fn load(dir: &Path) -> Result<Self> {
-        let path = dir.join("tokenizer.json");
         let missing = || {
             let error =
                 Error::input("tokenizer-missing", "the model has no tokenizer.json").at(dir.display().to_string());
@@ -60,13 +74,24 @@ impl Tokenizer {
                  AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)",
             )
         };
-        let bytes = read_bytes(&path, TOKENIZER_BYTES_MAX)?.ok_or_else(missing)?;
-        let inner = parse(&bytes).map_err(|error| error.at(path.display().to_string()))?;
-        let config = read_object(&dir.join("tokenizer_config.json"))?;
-        let map = read_object(&dir.join("special_tokens_map.json"))?;
+        let bytes = read_model_file(dir, TOKENIZER, TOKENIZER_BYTES_MAX)?.ok_or_else(missing)?;
+        let config = read_object(dir, "tokenizer_config.json")?;
+        let map = read_object(dir, "special_tokens_map.json")?;
+        let mut tokenizer = Self::build(dir, &bytes, &config, &map)?;
+        tokenizer.resolve_eos(dir)?;
+        Ok(tokenizer)
+    }
+
+    /// The tokenizer of the files' content; `dir` only names places.
+    pub(crate) fn build(
+        dir: &Path,
+        bytes: &[u8],
+        config: &Map<String, Value>,
+        map: &Map<String, Value>,
+    ) -> Result<Self> {
         let mut tokenizer = Self {
-            inner,
-            special: special_tokens(&config, &map),
+            inner: parse(bytes).map_err(|error| error.at(dir.join(TOKENIZER).display().to_string()))?,
+            special: special_tokens(config, map),
             eos_id: None,
             eos_ids: Vec::new(),
             bos_id: None,
@@ -76,9 +101,9 @@ impl Tokenizer {
             notes: Vec::new(),
         };
         let at_config = |error: Error| error.at(dir.join("tokenizer_config.json").display().to_string());
-        tokenizer.add_tokens(&config).map_err(at_config)?;
-        tokenizer.resolve_special(&config).map_err(at_config)?;
-        tokenizer.resolve_eos(dir)?;
+        tokenizer.add_tokens(config).map_err(at_config)?;
+        tokenizer.count_tokens().map_err(|error| error.at(dir.join(TOKENIZER).display().to_string()))?;
+        tokenizer.resolve_special(config).map_err(at_config)?;
         Ok(tokenizer)
     }
 
@@ -171,7 +196,7 @@ impl Tokenizer {
 
     fn outside(&self, id: i64) -> Error {
         let what = format!("token id {id} is outside the vocabulary of {}", self.vocab_size);
-        Error::input("token-out-of-vocabulary", what)
+        Error::input("token-out-of-vocabulary", what).fix("take tokenizer.json from the model's source again")
     }
 
     /// Adds the tokens that only tokenizer_config.json knows, as transformers does.
@@ -179,8 +204,10 @@ impl Tokenizer {
         let listed = config.get("added_tokens_decoder").and_then(Value::as_object);
         let mut tokens = Vec::new();
         for (id, token) in listed.into_iter().flatten() {
-            let wrong =
-                || Error::input("tokenizer-inconsistent", format!("added_tokens_decoder[{id:?}] is not a token"));
+            let wrong = || {
+                Error::input("tokenizer-inconsistent", format!("added_tokens_decoder[{id:?}] is not a token"))
+                    .fix("take both files from the same source")
+            };
             let id: u32 = id.parse().map_err(|_| wrong())?;
             let token = added_token(token).ok_or_else(wrong)?;
             tokens.push((id, token));
@@ -200,11 +227,17 @@ impl Tokenizer {
         })
     }
 
-    fn resolve_special(&mut self, config: &Map<String, Value>) -> Result<()> {
+    fn count_tokens(&mut self) -> Result<()> {
         let vocabulary = self.inner.get_vocab(true);
         self.vocab_size = vocabulary.values().max().map_or(0, |id| *id as usize + 1);
-        i32::try_from(self.vocab_size)
-            .map_err(|_| Error::input("tokenizer-invalid", "a token has an id that does not fit 31 bits"))?;
+        i32::try_from(self.vocab_size).map_err(|_| {
+            let error = Error::input("tokenizer-invalid", "a token has an id that does not fit 31 bits");
+            error.fix("take tokenizer.json from the model's source again")
+        })?;
+        Ok(())
+    }
+
+    fn resolve_special(&mut self, config: &Map<String, Value>) -> Result<()> {
         let mut ids = [None; 3];
         for (name, slot) in ["bos_token", "eos_token", "unk_token"].iter().zip(&mut ids) {
             if let Some(token) = self.special.get(*name).and_then(Value::as_str) {
@@ -228,8 +261,7 @@ impl Tokenizer {
     /// A model's configurations may name several EOS; the one that the tokenizer knows ends texts in training.
     fn resolve_eos(&mut self, dir: &Path) -> Result<()> {
         for name in ["generation_config.json", "config.json"] {
-            let path = dir.join(name);
-            let listed = match read_object(&path)?.remove("eos_token_id") {
+            let listed = match read_object(dir, name)?.remove("eos_token_id") {
                 None | Some(Value::Null) => continue,
                 Some(Value::Array(ids)) => ids,
                 Some(id) => vec![id],
@@ -238,7 +270,7 @@ impl Tokenizer {
             let ids: Option<Vec<i32>> = listed.iter().map(id_of).collect();
             let ids = ids.filter(|ids| ids.iter().all(|id| *id >= 0)).ok_or_else(|| {
                 let error = Error::input("config-invalid", "`eos_token_id` is not an id or a list of ids");
-                error.at(path.display().to_string())
+                error.at(dir.join(name).display().to_string()).fix("write one id, or a list of ids")
             })?;
             match (self.eos_id, self.special.get("eos_token")) {
                 (Some(id), Some(token)) if !ids.contains(&id) => self.notes.push(format!(
@@ -324,7 +356,10 @@ impl Encoding {
 
 /// Runs a call into the tokenizers library, whose panics and errors become ours.
 fn contained<T>(doing: &str, work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
-    let failed = |why: String| Error::input("tokenizer-failed", format!("{doing} failed")).because(why);
+    let failed = |why: String| {
+        let error = Error::input("tokenizer-failed", format!("{doing} failed in the tokenizer")).because(why);
+        error.fix("take tokenizer.json from the model's source again")
+    };
     match contain(work) {
         Ok(outcome) => outcome.map_err(|error| failed(error.to_string())),
         Err(panic) => Err(failed(panic)),
@@ -336,6 +371,8 @@ fn parse(bytes: &[u8]) -> Result<tokenizers::Tokenizer> {
         let error = Error::input("tokenizer-invalid", "tokenizer.json cannot be read").because(why);
         error.fix("copy the file from the model's source again")
     };
+    check_density(bytes, VALUES_FREE, BYTES_PER_VALUE).map_err(invalid)?;
+    check_patterns(bytes).map_err(invalid)?;
     let parsed = contain(|| tokenizers::Tokenizer::from_bytes(bytes)).map_err(invalid)?;
     let mut inner = parsed.map_err(|error| invalid(error.to_string()))?;
     if let ModelWrapper::BPE(model) = inner.get_model()
@@ -344,6 +381,7 @@ fn parse(bytes: &[u8]) -> Result<tokenizers::Tokenizer> {
         let error = Error::input("tokenizer-dropout", "tokenizer.json asks for BPE dropout, which is random");
         return Err(error.fix("set `dropout` in its `model` to null"));
     }
+    check_growth(&inner).map_err(invalid)?;
     // A saved limit of 512 tokens would cut every text to 512 without a word.
     inner.with_truncation(None).map_err(|error| invalid(error.to_string()))?;
     inner.with_padding(None);
@@ -352,6 +390,80 @@ fn parse(bytes: &[u8]) -> Result<tokenizers::Tokenizer> {
         inner.with_post_processor(Some(processor));
     }
     Ok(inner)
+}
+
+/// Refuses steps that, one after the other, would make a text many times longer: a dozen replacements of `a` by eight
+/// of them fill any memory.
+fn check_growth(inner: &tokenizers::Tokenizer) -> std::result::Result<(), String> {
+    let parts = [
+        ("normalizer", serde_json::to_value(inner.get_normalizer())),
+        ("post-processor", serde_json::to_value(inner.get_post_processor())),
+        ("decoder", serde_json::to_value(inner.get_decoder())),
+    ];
+    for (name, steps) in parts {
+        let growth = growth(&steps.map_err(|error| error.to_string())?);
+        if growth > GROWTH_MAX {
+            return Err(format!(
+                "its {name} may make a text {growth} times longer; at most {GROWTH_MAX} times is allowed"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// How many times longer the steps in `value` may make a text, from above.
+fn growth(value: &Value) -> f64 {
+    let inside: f64 = match value {
+        Value::Array(steps) => steps.iter().map(growth).product(),
+        Value::Object(step) => step.values().map(growth).product(),
+        _ => 1.0,
+    };
+    let bytes = |key: &str| value.get(key).and_then(Value::as_str).map_or(0, str::len) as f64;
+    inside
+        * match value.get("type").and_then(Value::as_str) {
+            Some("Replace") => bytes("content").max(1.0),
+            Some("Prepend") => bytes("prepend") + 1.0,
+            Some("TemplateProcessing") => {
+                let pieces = value.get("single").and_then(Value::as_array);
+                let texts = pieces.into_iter().flatten().filter(|piece| piece.get("Sequence").is_some());
+                (texts.count() as f64).max(1.0)
+            }
+            _ => 1.0,
+        }
+}
+
+/// The parts of tokenizer.json that may hold regular expressions; the vocabulary is stepped over.
+#[derive(serde::Deserialize, Default)]
+#[serde(default)]
+struct Steps {
+    normalizer: Value,
+    pre_tokenizer: Value,
+    post_processor: Value,
+    decoder: Value,
+}
+
+/// Refuses regular expressions that are far longer than any that models have: compiling takes memory many times their
+/// length. What is not JSON is left to the parser.
+fn check_patterns(bytes: &[u8]) -> std::result::Result<(), String> {
+    let steps: Steps = serde_json::from_slice(bytes).unwrap_or_default();
+    let mut open = vec![&steps.normalizer, &steps.pre_tokenizer, &steps.post_processor, &steps.decoder];
+    while let Some(value) = open.pop() {
+        match value {
+            Value::Object(map) => {
+                if let Some(Value::String(pattern)) = map.get("Regex").filter(|p| is_long(p)) {
+                    return Err(format!("it has a regular expression of {} bytes", pattern.len()));
+                }
+                open.extend(map.values());
+            }
+            Value::Array(list) => open.extend(list),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn is_long(pattern: &Value) -> bool {
+    pattern.as_str().is_some_and(|pattern| pattern.len() > PATTERN_BYTES_MAX)
 }
 
 /// Lets offsets include the whitespace that a token holds, so that a token which straddles the end of a prompt shows.

@@ -138,3 +138,19 @@ fn text_that_the_tokenizer_drops_is_noticed() {
     let encoding = tokenizer.encode("xa éa z", false).unwrap();
     assert_eq!((encoding.ids.as_slice(), encoding.lost_characters("xa éa z")), ([0, 0].as_slice(), 3));
 }
+
+#[test]
+fn steps_that_blow_a_text_up_are_refused() {
+    let step = serde_json::json!({"type": "Replace", "pattern": {"String": "a"}, "content": "aaaaaaaa"});
+    let growth_of = |n: usize| growth(&serde_json::json!({"type": "Sequence", "normalizers": vec![&step; n]}));
+    assert_eq!([0, 1, 2, 3].map(growth_of), [1.0, 8.0, 64.0, 512.0]);
+    let file = |n: usize| {
+        let model = serde_json::json!({"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"});
+        let steps = serde_json::json!({"type": "Sequence", "normalizers": vec![&step; n]});
+        serde_json::json!({"added_tokens": [], "normalizer": steps, "model": model}).to_string()
+    };
+    assert!(parse(file(2).as_bytes()).is_ok());
+    let error = parse(file(12).as_bytes()).unwrap_err();
+    assert_eq!(error.id(), "tokenizer-invalid");
+    assert!(error.to_string().contains("its normalizer may make a text 68719476736 times longer"), "{error}");
+}

@@ -1,6 +1,8 @@
 //! Memory of work that is done again and again: what it frees is kept for its next turn, by size, so that from the
 //! second turn on it finds the addresses of the first and asks the driver for nothing. A graph depends on that.
 
+#![forbid(unsafe_code)]
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

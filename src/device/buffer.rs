@@ -1,5 +1,7 @@
 //! Bytes in a device's memory, given back when nobody holds them.
 
+#![forbid(unsafe_code)]
+
 use std::sync::Arc;
 
 use super::Gpu;

@@ -26,6 +26,8 @@ use super::kernel::{Entry, Source};
 use crate::error::{Code, Error, Result};
 use cublaslt::CublasLt;
 use fault::check;
+#[cfg(test)]
+pub(crate) use fault::explain;
 use graph::Graph;
 use library::Found;
 use modules::Modules;

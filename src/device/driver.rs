@@ -1,6 +1,8 @@
 //! The few verbs of a GPU. Two drivers speak them, CUDA and the emulator; everything above this line is the same code
 //! for both.
 
+#![forbid(unsafe_code)]
+
 use std::fmt;
 
 use super::gemm::Gemm;

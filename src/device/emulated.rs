@@ -1,5 +1,7 @@
 //! The driver whose GPU is the emulator of `ptx::`. Everything is done when a call returns.
 
+#![forbid(unsafe_code)]
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;

@@ -2,6 +2,8 @@
 //! into a text's first line, from the constants of that script. (That the compiler makes these very bytes of them needs
 //! the compiler: `.ci/run` asks it.)
 
+#![forbid(unsafe_code)]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,6 +1,8 @@
 //! One description of a matrix product, row-major: D = A B, with either factor transposed, an optional bias, and D
 //! overwritten or added to. A driver's library serves it, or `kernels/gemm.cu` does.
 
+#![forbid(unsafe_code)]
+
 use super::driver::Address;
 use crate::dtype::DType;
 

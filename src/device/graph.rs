@@ -1,6 +1,8 @@
 //! Work that is queued again and again with the same arguments: done once, recorded once, and from then on queued by
 //! one call. What changes between its turns lies in device memory, where kernels read it.
 
+#![forbid(unsafe_code)]
+
 use std::sync::Arc;
 
 use super::arena::Arena;

@@ -1,5 +1,7 @@
 //! The shipped PTX: one text for each file of `kernels/`, compiled into the binary, and its entries.
 
+#![forbid(unsafe_code)]
+
 use std::sync::OnceLock;
 
 use crate::dtype::DType;

@@ -1,6 +1,8 @@
 //! A launch in the making: an entry, its blocks, and its arguments in the order of the entry's parameters. The list is
 //! checked against the PTX before any driver sees it.
 
+#![forbid(unsafe_code)]
+
 use super::Gpu;
 use super::driver::{Arg, Shape, Written};
 use super::kernel::Entry;

@@ -7,6 +7,8 @@ pub(crate) mod cuda;
 pub(crate) mod driver;
 pub(crate) mod emulated;
 #[cfg(test)]
+pub(crate) mod faulty;
+#[cfg(test)]
 mod freshness;
 pub(crate) mod gemm;
 pub(crate) mod graph;
@@ -149,6 +151,14 @@ impl Device {
         match self {
             Self::Cpu => "cpu",
             Self::Gpu(gpu) => gpu.driver.name(),
+        }
+    }
+
+    /// What computes, in words.
+    pub(crate) fn description(&self) -> String {
+        match self {
+            Self::Cpu => "CPU".to_owned(),
+            Self::Gpu(gpu) => gpu.driver.description(),
         }
     }
 

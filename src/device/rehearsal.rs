@@ -2,6 +2,8 @@
 //! answers downloads with zeros. A run that is rehearsed on it shows what it will take of the GPU's memory, because it
 //! is the same code that runs there. It must know no more of its callers than the other drivers do.
 
+#![forbid(unsafe_code)]
+
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

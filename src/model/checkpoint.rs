@@ -13,20 +13,20 @@ use super::config::{StoredDtype, model_file, printable, quoted, read_text};
 use crate::error::{Code, Error, Result, nearest};
 use safetensors::{Tensor, UniqueMap};
 
-mod safetensors;
+pub(crate) mod safetensors;
 mod save;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use save::check_copied;
 pub use save::{ModelFiles, SHARD_BYTES_MAX, TensorSpec, save_model, write_safetensors};
+pub(crate) use save::{check_copied, saved_files, source_files};
 
 /// The name of the weights in one file.
 const SINGLE: &str = "model.safetensors";
 /// The name of the list of shards.
 const INDEX: &str = "model.safetensors.index.json";
-/// About 100 000 tensors.
-const INDEX_BYTES_MAX: u64 = 16 << 20;
+/// About 30 000 tensors; the deepest model of these families has half of that.
+const INDEX_BYTES_MAX: u64 = 4 << 20;
 /// All shards stay open; more than this would run into the limit on open files.
 const SHARDS_MAX: usize = 1000;
 /// Bytes read at a time; a multiple of every element's width.
@@ -102,20 +102,11 @@ impl Weights {
 
     /// Opens the shards of an index; each tensor must be in exactly the shard that the index names.
     fn open_shards(dir: &Path, index: Index) -> Result<Self> {
-        let bad = |why: String| {
-            Error::input("weights-index", "the index and the shards disagree")
-                .at(dir.join(INDEX).display().to_string())
-                .because(why)
-                .fix("get the index and all shards again")
-        };
-        let shards: BTreeSet<&str> = index.weight_map.0.values().map(String::as_str).collect();
-        if shards.is_empty() || shards.len() > SHARDS_MAX {
-            return Err(bad(format!("it names {} shards", shards.len())));
-        }
+        let bad = |why: String| disagreement(dir, why);
+        let shards = index.shards(dir)?;
         let mut weights = Self { place: dir.display().to_string(), ..Self::empty() };
         let mut bytes = 0.0;
         for (number, shard) in shards.into_iter().enumerate() {
-            check_shard_name(dir, shard)?;
             let Some(path) = model_file(dir, shard)? else {
                 return Err(bad(format!("the shard {} is not there", quoted(shard))));
             };
@@ -151,6 +142,14 @@ impl Weights {
     /// The names of all tensors as they are stored, sorted; buffers without weights are left out.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
+    }
+
+    /// Every tensor of the first file in the order of their bytes: name, first byte, number of bytes.
+    pub(crate) fn ranges(&self) -> Vec<(String, u64, u64)> {
+        let range = |(name, (_, tensor)): (&String, &(usize, Tensor))| (name.clone(), tensor.begin, tensor.bytes);
+        let mut ranges: Vec<_> = self.tensors.iter().filter(|(_, (file, _))| *file == 0).map(range).collect();
+        ranges.sort_by_key(|(_, begin, _)| *begin);
+        ranges
     }
 
     /// The buffers that were left out, such as GPT-2's causal masks.
@@ -269,32 +268,40 @@ impl Weights {
 impl WeightsFile {
     /// The values of a tensor whose header was checked.
     fn read(&self, tensor: &Tensor, dtype: StoredDtype) -> Result<Vec<f32>> {
-        let reading = |e: std::io::Error| match e.kind() {
-            std::io::ErrorKind::UnexpectedEof => {
-                safetensors::truncated(&self.place, "it has become shorter since it was opened".to_owned())
-            }
-            _ => Error::io("reading the weights", self.place.as_ref(), &e),
-        };
-        let memory = |why: String| {
-            Error::new(Code::Resources, "memory", "there is not enough memory for a tensor")
-                .at(&self.place)
-                .because(why)
-        };
-        let count = usize::try_from(tensor.bytes / safetensors::width(dtype)).map_err(|e| memory(e.to_string()))?;
-        let mut values = Vec::new();
-        values.try_reserve_exact(count).map_err(|e| memory(e.to_string()))?;
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        file.seek(SeekFrom::Start(tensor.begin)).map_err(reading)?;
-        let mut left = usize::try_from(tensor.bytes).map_err(|e| memory(e.to_string()))?;
-        let mut piece = vec![0; left.min(PIECE_BYTES)];
-        while left > 0 {
-            piece.truncate(left);
-            file.read_exact(&mut piece).map_err(reading)?;
-            safetensors::widen(dtype, &piece, &mut values);
-            left -= piece.len();
-        }
-        Ok(values)
+        read_values(&mut *file, tensor, dtype, &self.place)
     }
+}
+
+/// The values of a tensor of `file`, whose place messages name.
+pub(crate) fn read_values(
+    file: &mut (impl Read + Seek),
+    tensor: &Tensor,
+    dtype: StoredDtype,
+    place: &str,
+) -> Result<Vec<f32>> {
+    let reading = |e: std::io::Error| match e.kind() {
+        std::io::ErrorKind::UnexpectedEof => {
+            safetensors::truncated(place, "it has become shorter since it was opened".to_owned())
+        }
+        _ => Error::io("reading the weights", place.as_ref(), &e),
+    };
+    let memory = |why: String| {
+        Error::new(Code::Resources, "memory", "there is not enough memory for a tensor").at(place).because(why)
+    };
+    let count = usize::try_from(tensor.bytes / safetensors::width(dtype)).map_err(|e| memory(e.to_string()))?;
+    let mut values = Vec::new();
+    values.try_reserve_exact(count).map_err(|e| memory(e.to_string()))?;
+    file.seek(SeekFrom::Start(tensor.begin)).map_err(reading)?;
+    let mut left = usize::try_from(tensor.bytes).map_err(|e| memory(e.to_string()))?;
+    let mut piece = vec![0; left.min(PIECE_BYTES)];
+    while left > 0 {
+        piece.truncate(left);
+        file.read_exact(&mut piece).map_err(reading)?;
+        safetensors::widen(dtype, &piece, &mut values);
+        left -= piece.len();
+    }
+    Ok(values)
 }
 
 /// Opens a file and reads its header; the file stays open, so that what is read later is what was checked.
@@ -308,7 +315,7 @@ fn open_header(path: &Path, place: &str) -> Result<(WeightsFile, BTreeMap<String
 
 /// The list of shards.
 #[derive(Debug, serde::Deserialize)]
-struct Index {
+pub(crate) struct Index {
     metadata: Option<IndexMetadata>,
     weight_map: UniqueMap,
 }
@@ -319,15 +326,40 @@ struct IndexMetadata {
     total_size: Option<f64>,
 }
 
+impl Index {
+    /// Reads the text of the index of `dir`.
+    pub(crate) fn parse(text: &str, dir: &Path) -> Result<Self> {
+        serde_json::from_str(text).map_err(|error| {
+            Error::input("weights-index", "the index of the weights is not valid")
+                .at(dir.join(INDEX).display().to_string())
+                .because(printable(&error.to_string()))
+                .fix("get the file again")
+        })
+    }
+
+    /// The names of the shards, each a plain file of `dir`.
+    pub(crate) fn shards(&self, dir: &Path) -> Result<BTreeSet<&str>> {
+        let shards: BTreeSet<&str> = self.weight_map.0.values().map(String::as_str).collect();
+        if shards.is_empty() || shards.len() > SHARDS_MAX {
+            return Err(disagreement(dir, format!("it names {} shards", shards.len())));
+        }
+        shards.iter().try_for_each(|shard| check_shard_name(dir, shard))?;
+        Ok(shards)
+    }
+}
+
 /// Reads the index, if there is one.
 fn read_index(dir: &Path) -> Result<Option<Index>> {
-    let Some(text) = read_text(dir, INDEX, INDEX_BYTES_MAX)? else { return Ok(None) };
-    serde_json::from_str(&text).map(Some).map_err(|error| {
-        Error::input("weights-index", "the index of the weights is not valid")
-            .at(dir.join(INDEX).display().to_string())
-            .because(printable(&error.to_string()))
-            .fix("get the file again")
-    })
+    let text = read_text(dir, INDEX, INDEX_BYTES_MAX)?;
+    text.map(|text| Index::parse(&text, dir)).transpose()
+}
+
+/// The error of an index that does not fit its shards.
+fn disagreement(dir: &Path, why: String) -> Error {
+    Error::input("weights-index", "the index and the shards disagree")
+        .at(dir.join(INDEX).display().to_string())
+        .because(why)
+        .fix("get the index and all shards again")
 }
 
 /// A shard is a plain name in the directory: never a path, never hidden.

@@ -13,7 +13,8 @@ mod source;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use source::{model_file, printable, quoted, read_text};
+pub(crate) use crate::files::model_file;
+pub(crate) use source::{printable, quoted, read_text};
 
 /// Beyond these sizes a file is broken or hostile: no published model of these families comes near.
 const HIDDEN_MAX: usize = 1 << 16;
@@ -24,6 +25,10 @@ const INTERMEDIATE_MAX: usize = 1 << 20;
 const VOCAB_MAX: usize = 1 << 24;
 const POSITIONS_MAX: usize = 1 << 24;
 const PARAMETERS_MAX: u128 = 1 << 40;
+
+/// What to do about a model that is not followed, and about one that contradicts itself.
+const ANOTHER: &str = "use a model that GPT-2, Llama, Qwen2 or Qwen3 describes without this setting";
+const AGAIN: &str = "take config.json from the model's source";
 
 /// A family of decoders.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -216,6 +221,11 @@ impl ModelConfig {
         Self::build(strict_object(text, place)?, place, &Map::new())
     }
 
+    /// The same with the text of a `generation_config.json`.
+    pub(crate) fn parse_with(text: &str, generation: &str, place: &str) -> Result<Self> {
+        Self::build(strict_object(text, place)?, place, &strict_object(generation, "generation_config.json")?)
+    }
+
     /// A fresh Llama, with a complete `config.json` that transformers loads: RoPE base 10000, norm epsilon 1e-5.
     ///
     /// # Errors
@@ -329,14 +339,15 @@ impl ModelConfig {
         };
         config.check_sizes(place)?;
         config.notes = notes(&keys);
-        config.read_tokens(&keys, &Keys { map: generation, place: "generation_config.json" })?;
+        let beside = place.replace("config.json", "generation_config.json");
+        config.read_tokens(&keys, &Keys { map: generation, place: &beside })?;
         config.raw = raw;
         Ok(config)
     }
 
     /// The conditions that join several sizes.
     fn check_sizes(&self, place: &str) -> Result<()> {
-        let fail = |what: String| Err(Error::input("config-size", what).at(place));
+        let fail = |what: String| Err(Error::input("config-size", what).at(place).fix(AGAIN));
         if !self.heads.is_multiple_of(self.kv_heads) {
             return fail(format!("{} heads do not divide into {} key-value heads", self.heads, self.kv_heads));
         }
@@ -352,13 +363,17 @@ impl ModelConfig {
     /// Reads the special tokens; an id outside the vocabulary can never occur and is noted.
     fn read_tokens(&mut self, keys: &Keys<'_>, generation: &Keys<'_>) -> Result<()> {
         let mut first_of = |key: &str, order: [&Keys<'_>; 2]| -> Result<Vec<i32>> {
+            let mut found = Vec::new();
+            // Both must be sound: what is saved is read again without the other.
             for source in order {
-                let ids = source.token_ids(key, self.vocab_size, &mut self.notes)?;
-                if !ids.is_empty() {
-                    return Ok(ids);
+                let mut notes = Vec::new();
+                let ids = source.token_ids(key, self.vocab_size, &mut notes)?;
+                if found.is_empty() {
+                    found = ids;
+                    self.notes.append(&mut notes);
                 }
             }
-            Ok(Vec::new())
+            Ok(found)
         };
         let bos = first_of("bos_token_id", [generation, keys])?;
         let eos = first_of("eos_token_id", [generation, keys])?;
@@ -410,7 +425,7 @@ fn architecture(keys: &Keys<'_>) -> Result<(Architecture, Head)> {
 
 /// Refuses what would change the model's function and is not followed.
 fn refuse_unsupported(keys: &Keys<'_>, architecture: Architecture) -> Result<()> {
-    let refuse = |id, what: String| Err(Error::input(id, what).at(keys.place));
+    let refuse = |id, what: String| Err(Error::input(id, what).at(keys.place).fix(ANOTHER));
     if keys.get("quantization_config").is_some() {
         return refuse("config-quantized", "the weights are quantized, and only float weights can be trained".into())
             .map_err(|e: Error| e.fix("use the original model in bfloat16, float16 or float32"));
@@ -491,7 +506,8 @@ fn default_head_dim(keys: &Keys<'_>, hidden_size: usize, heads: usize) -> Result
     match hidden_size.checked_div(heads) {
         Some(size) if size * heads == hidden_size && size <= HEAD_DIM_MAX => Ok(size),
         _ => Err(Error::input("config-size", format!("a width of {hidden_size} does not split into {heads} heads"))
-            .at(keys.place)),
+            .at(keys.place)
+            .fix(AGAIN)),
     }
 }
 
@@ -585,8 +601,8 @@ fn refuse_sliding_window(keys: &Keys<'_>, layers: usize, max_positions: usize) -
         }
         Some(Value::Array(kinds)) => {
             if let Some(odd) = kinds.iter().find(|k| !["full_attention", "sliding_attention"].iter().any(|n| *k == n)) {
-                let what = format!("the layer type {} is not supported", quoted(&odd.to_string()));
-                return Err(Error::input("config-unsupported", what).at(keys.place));
+                let what = format!("the layer type {} is not supported", printable(&shortened(&odd.to_string())));
+                return Err(Error::input("config-unsupported", what).at(keys.place).fix(ANOTHER));
             }
             kinds.iter().any(|kind| kind == "sliding_attention")
         }
@@ -634,7 +650,8 @@ fn full_rotation(keys: &Keys<'_>) -> Result<()> {
     match keys.positive("partial_rotary_factor")? {
         Some(part) if part != 1.0 => {
             Err(Error::input("rope-unsupported", format!("`partial_rotary_factor` = {part} is not supported"))
-                .at(keys.place))
+                .at(keys.place)
+                .fix(ANOTHER))
         }
         _ => Ok(()),
     }
@@ -643,7 +660,8 @@ fn full_rotation(keys: &Keys<'_>) -> Result<()> {
 /// One RoPE object; only in the newer one may the type be left out.
 fn rope_scaling(keys: &Keys<'_>, type_optional: bool) -> Result<Option<RopeScaling>> {
     let unsupported = |what: String| {
-        Err(Error::input("rope-unsupported", what).at(keys.place).because("known types are default and llama3"))
+        let error = Error::input("rope-unsupported", what).at(keys.place);
+        Err(error.because("known types are default and llama3").fix(ANOTHER))
     };
     let kind = match (keys.text("rope_type")?, keys.text("type")?) {
         (Some(a), Some(b)) if a != b => return unsupported("`rope_type` and `type` differ".into()),

@@ -1,6 +1,8 @@
 //! Tokens to logits, values and scores: the network, its flat parameters, its heads, generation, and the Hugging Face
 //! directories it is read from and written to.
 
+#![forbid(unsafe_code)]
+
 pub mod card;
 pub mod checkpoint;
 pub mod config;

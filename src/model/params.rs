@@ -120,6 +120,25 @@ impl Layout {
         self.matrices
     }
 
+    /// Fills every tensor in each of `flats`, buffers of this layout, with what `source(part)` returns, in the
+    /// checkpoint's form.
+    ///
+    /// # Errors
+    /// What `source` answers, or a wrong number of elements.
+    pub(crate) fn fill(&self, flats: &[&Tensor], source: &mut dyn FnMut(&Part) -> Result<Vec<f32>>) -> Result<()> {
+        for (part, offset) in self.parts() {
+            let values = source(part)?;
+            if values.len() != part.len() {
+                return Err(Error::shape(format!("{} elements for {} {:?}", values.len(), part.name, part.shape)));
+            }
+            let values = if part.transposed { transpose(&values, part.shape[1], part.shape[0]) } else { values };
+            for flat in flats {
+                flat.view(offset, &part.shape)?.set(&values)?;
+            }
+        }
+        Ok(())
+    }
+
     /// All checkpoint tensors with their offsets, in memory order of addition.
     pub(crate) fn parts(&self) -> impl Iterator<Item = (&Part, usize)> {
         self.groups.iter().flat_map(|group| {
@@ -176,18 +195,8 @@ impl Params {
     /// # Errors
     /// What `source` answers, or a wrong number of elements.
     pub(crate) fn fill(&mut self, mut source: impl FnMut(&Part) -> Result<Vec<f32>>) -> Result<()> {
-        let layout = self.layout.clone();
-        for (part, offset) in layout.parts() {
-            let values = source(part)?;
-            if values.len() != part.len() {
-                return Err(Error::shape(format!("{} elements for {} {:?}", values.len(), part.name, part.shape)));
-            }
-            let values = if part.transposed { transpose(&values, part.shape[1], part.shape[0]) } else { values };
-            for flat in std::iter::once(&self.flat).chain(&self.master) {
-                flat.view(offset, &part.shape)?.set(&values)?;
-            }
-        }
-        Ok(())
+        let flats: Vec<&Tensor> = std::iter::once(&self.flat).chain(&self.master).collect();
+        self.layout.fill(&flats, &mut source)
     }
 
     /// A tensor in the checkpoint's form, from this buffer or from another of the same layout (gradients, moments).
@@ -266,14 +275,14 @@ impl Grads {
         Ok(Self { slots: slots.collect::<Result<_>>()?, flat, layout })
     }
 
-    /// Marks all gradients as written, and makes the named tensor's NaN.
+    /// Marks all gradients as written, and fills the named tensor's with `value`.
     #[cfg(test)]
-    pub(crate) fn poison(&self, name: &str) {
+    pub(crate) fn poison(&self, name: &str, value: f32) {
         for slot in &self.slots {
             slot.claim();
         }
         for (part, offset) in self.layout.parts().filter(|(part, _)| part.name == name) {
-            self.flat.view(offset, &part.shape).unwrap().set(&vec![f32::NAN; part.len()]).unwrap();
+            self.flat.view(offset, &part.shape).unwrap().set(&vec![value; part.len()]).unwrap();
         }
     }
 

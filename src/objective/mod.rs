@@ -1,6 +1,8 @@
 //! The mathematics of RLHF, without state and without models: log-probabilities, scores and values in, rewards,
 //! advantages and losses out.
 
+#![forbid(unsafe_code)]
+
 pub(crate) mod advantages;
 pub(crate) mod calibration;
 pub(crate) mod losses;

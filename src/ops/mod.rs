@@ -1,6 +1,8 @@
 //! One file an operation: shape check, forward, backward, and one arm a device. Nothing above this room knows where
 //! tensors live; nothing here knows what they mean.
 
+#![forbid(unsafe_code)]
+
 pub(crate) mod adamw;
 pub(crate) mod advance;
 pub(crate) mod append;

@@ -7,7 +7,7 @@ use crate::device::kernel::{Kernel, SAMPLE};
 use crate::device::launch::Launch;
 use crate::device::{Device, Gpu};
 use crate::dtype::DType;
-use crate::error::Result;
+use crate::error::{Code, Error, Result};
 use crate::ops::check;
 use crate::tensor::{Tensor, floats};
 
@@ -32,6 +32,7 @@ pub(crate) fn sample(logits: &Tensor, uniforms: &Tensor, sampling: &Sampling) ->
             let first = |row: &[T]| row.iter().position(|x| !x.is_finite()).map_or(-1, |id| id as i32);
             let bad: Vec<i32> = data.chunks_exact(vocabulary).map(first).collect();
             let mut tokens = vec![0; bad.len()];
+            check_uniforms(&uniforms.read())?;
             if bad.iter().all(|id| *id < 0) {
                 cpu::sample::forward(&mut tokens, &data, &uniforms.read(), vocabulary, sampling);
             }
@@ -39,6 +40,16 @@ pub(crate) fn sample(logits: &Tensor, uniforms: &Tensor, sampling: &Sampling) ->
             Ok(Drawn { tokens: ints(tokens)?, bad: ints(bad)? })
         }),
         Device::Gpu(gpu) => draw(gpu, logits, uniforms, sampling),
+    }
+}
+
+/// A number of another kind would draw a token all the same: NaN the last one.
+fn check_uniforms(uniforms: &[f32]) -> Result<()> {
+    match uniforms.iter().position(|u| !(0.0..1.0).contains(u)) {
+        None => Ok(()),
+        Some(row) => Err(Error::new(Code::NonFinite, "uniform-not-finite", "a random number is not in [0, 1)")
+            .at(format!("row {row}"))
+            .because(format!("it is {}", uniforms[row]))),
     }
 }
 

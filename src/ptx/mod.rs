@@ -6,6 +6,8 @@
 //! immediate post-dominator. Asynchronous copies land as late as the rules allow. A race is two accesses that no
 //! barrier orders, in whatever order they ran. This module imports nothing from the rest of the crate.
 
+#![forbid(unsafe_code)]
+
 mod access;
 mod alu;
 mod alu64;

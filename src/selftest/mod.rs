@@ -6,6 +6,8 @@
 //! device. It passes if the device's largest error is at most twice the plain evaluation's plus 1e-5 (gradients: three
 //! times); in f32, if the relative L2 error of every tensor is at most 1e-5.
 
+#![forbid(unsafe_code)]
+
 mod cases;
 #[cfg(test)]
 mod counters;

@@ -1,26 +1,31 @@
 //! The embedded job: a small decoder from scratch through supervised fine-tuning, reward model and PPO on the task of
 //! `data/demo.rs`, and what became of it, measured by the task's judge, whom neither reward model nor PPO ever sees.
 
+mod course;
+
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
 use tokenizers::Tokenizer;
 
+use super::checkpoint::Keeper;
+use super::checkpoint::identity::Identity;
 use super::metrics::{Journal, number};
 use super::ppo::{self, Start};
 use super::{reward, sft};
-use crate::config::{PpoConfig, RewardConfig, SchedulerType, SftConfig, defaults};
+use crate::config::{PpoConfig, RewardConfig, SaveArgs, SchedulerType, SftConfig, defaults};
 use crate::data::demo::tokenizer::{self, IDS, VOCABULARY};
 use crate::data::demo::{Request, Task, demonstration, judge, mixture_preference, preference};
 use crate::data::encode::{PairExample, PromptExample, SftExample};
 use crate::device::Device;
-use crate::disk::{self, Existing};
+use crate::disk;
 use crate::error::{Error, Result};
-use crate::model::card::{Card, Stage as CardStage};
 use crate::model::config::LlamaShape;
 use crate::model::generate::{Generation, Response, Sampling};
 use crate::model::{Model, ModelConfig};
 use crate::random::{Philox, Stage};
+
+use course::{Course, PPO, REWARD, SFT, SUMMARY};
 
 /// How much of everything.
 #[derive(Debug, Clone, Copy)]
@@ -63,6 +68,12 @@ pub struct DemoOptions {
     pub quick: bool,
     /// Where to compute.
     pub device: Device,
+    /// Print errors only.
+    pub quiet: bool,
+    /// When checkpoints are written, and how many are kept.
+    pub(crate) save: SaveArgs,
+    /// What is recorded of the program and the machine.
+    pub(crate) identity: Identity,
 }
 
 /// Requests in tokens, and the tokenizer that made them.
@@ -94,77 +105,62 @@ impl Codec {
     }
 }
 
-/// Runs the three stages, writes everything into `dir`, and returns what `summary.json` says.
+/// Runs the three stages, writes everything into `dir`, and returns what `summary.json` says. With `--resume` what an
+/// earlier run finished there is read, and the stage in which it stopped goes on.
 ///
 /// # Errors
-/// Input and output errors; a number that is not finite.
-pub fn run(options: &DemoOptions, dir: &Path, journal: &mut Journal) -> Result<Map<String, Value>> {
+/// Input and output errors; a number that is not finite; a run that is stopped by a signal.
+pub fn run(options: &DemoOptions, dir: &Path) -> Result<Map<String, Value>> {
+    let mut course = Course::find(options, dir)?;
+    if let Some(summary) = course.summary()? {
+        return Ok(summary);
+    }
+    let mut journal = course.begin()?;
+    let journal = &mut journal;
     let plan = if options.quick { QUICK } else { FULL };
     let task = Task::new();
     let (demonstrations, gold_demonstrations) = demonstrations(&task, plan.demonstrations, options.seed);
     let texts: Vec<String> = demonstrations.iter().flat_map(|(p, a)| [p.clone(), a.clone()]).collect();
     let codec = Codec { tokenizer: tokenizer::train(&texts)? };
 
-    let sft_model = supervised(options, plan, &codec, &demonstrations, journal)?;
-    let reward_model = reward_stage(options, plan, &codec, &task, &sft_model, journal)?;
-    let held_out = held_out_pairs(&task, plan, options.seed);
-    let pairs = encode_pairs(&codec, &held_out)?;
-    let quality = crate::objective::calibration::quality(&reward::evaluate(&reward_model, &pairs)?);
-    let (policy, kl) = reinforce(options, plan, &codec, &task, &sft_model, &reward_model, journal)?;
+    let sft_model = match course.read(SFT)? {
+        Some(model) => model,
+        None => {
+            let model = supervised(options, plan, &codec, &demonstrations, journal, &mut course.keeper(SFT, &codec))?;
+            course.finish(SFT, &model, &codec, &Map::new(), journal)?
+        }
+    };
+    let pairs = encode_pairs(&codec, &held_out_pairs(&task, plan, options.seed))?;
+    let measured = |model: &Model| -> Result<Map<String, Value>> {
+        let quality = crate::objective::calibration::quality(&reward::evaluate(model, &pairs)?);
+        let accuracy = quality.iter().find(|(name, _)| *name == "accuracy").map_or(f64::NAN, |(_, x)| *x);
+        Ok(Map::from_iter([("reward_accuracy".to_owned(), number(accuracy))]))
+    };
+    let reward_model = match course.read(REWARD)? {
+        Some(model) => model,
+        None => {
+            let keeper = &mut course.keeper(REWARD, &codec);
+            let model = reward_stage(options, plan, &codec, &task, &sft_model, journal, keeper)?;
+            course.finish(REWARD, &model, &codec, &measured(&model)?, journal)?
+        }
+    };
+    let models = [&sft_model, &reward_model];
+    let (policy, kl) = reinforce(options, plan, &codec, &task, models, journal, &mut course.keeper(PPO, &codec))?;
 
     let judged = Judged::compare(options, plan, &codec, &task, &sft_model, &policy)?;
     let mut summary = Map::new();
     summary.insert("seed".into(), json!(options.seed));
     summary.insert("quick".into(), json!(options.quick));
-    let accuracy = quality.iter().find(|(name, _)| *name == "accuracy").map_or(f64::NAN, |(_, x)| *x);
-    summary.insert("reward_accuracy".into(), number(accuracy));
+    summary.extend(measured(&reward_model)?);
     summary.insert("gold_demonstrations".into(), number(gold_demonstrations));
     judged.describe(&mut summary);
     summary.insert("kl".into(), number(kl));
     let seconds = journal.seconds().iter().map(|(stage, s)| (stage.clone(), json!((s * 10.0).round() / 10.0)));
     summary.insert("seconds".into(), Value::Object(seconds.collect()));
-    disk::write_file(&dir.join("summary.json"), format!("{:#}\n", Value::Object(summary.clone())).as_bytes())?;
+    disk::write_file(&dir.join(SUMMARY), format!("{:#}\n", Value::Object(summary.clone())).as_bytes())?;
     judged.write_samples(dir, &reward_model, &codec)?;
-    let models = [
-        ("sft", CardStage::Sft, &sft_model),
-        ("reward", CardStage::Reward, &reward_model),
-        ("ppo", CardStage::Ppo, &policy),
-    ];
-    for (name, stage, model) in models {
-        save(&dir.join(name), name, stage, model, &codec, &summary)?;
-    }
+    course.finish(PPO, &policy, &codec, &summary, journal)?;
     Ok(summary)
-}
-
-/// Writes one model directory, tokenizer included.
-fn save(
-    dir: &Path,
-    name: &str,
-    stage: CardStage,
-    model: &Model,
-    codec: &Codec,
-    summary: &Map<String, Value>,
-) -> Result<()> {
-    disk::create_output_dir(dir, Existing::Reuse)?;
-    let json = codec.tokenizer.to_string(true).map_err(|e| Error::failure("tokenizer-json", e.to_string()))?;
-    disk::write_file(&dir.join("tokenizer.json"), json.as_bytes())?;
-    disk::write_file(&dir.join("tokenizer_config.json"), tokenizer::config_json().as_bytes())?;
-    let results: Vec<(String, String)> =
-        ["reward_accuracy", "gold_sft", "gold_ppo", "win_rate", "win_rate_greedy", "kl"]
-            .iter()
-            .filter_map(|key| Some(((*key).to_owned(), format!("{:.3}", summary.get(*key)?.as_f64()?))))
-            .collect();
-    let card = Card {
-        name: &format!("rlhf demo, {name}"),
-        stage,
-        head: model.config().head,
-        source: "random weights",
-        data: &["the embedded task of rlhf".to_owned()],
-        settings: &[("seed".to_owned(), summary["seed"].to_string())],
-        results: &results,
-        date: None,
-    };
-    model.save(dir, &card.render(model.config()))
 }
 
 /// Prompts with demonstrations of mixed quality, and the mean of the judge over them.
@@ -188,6 +184,7 @@ fn supervised(
     codec: &Codec,
     demonstrations: &[(String, String)],
     journal: &mut Journal,
+    keeper: &mut dyn Keeper,
 ) -> Result<Model> {
     let shape = LlamaShape {
         hidden_size: 96,
@@ -217,7 +214,7 @@ fn supervised(
     };
     let data: Vec<SftExample> = demonstrations.iter().enumerate().map(example).collect::<Result<_>>()?;
     let groups: Vec<Vec<usize>> = (0..data.len()).map(|i| vec![i]).collect();
-    sft::train(model, &data, &groups, &[], &config, journal, &mut |_, _| Ok(()))
+    sft::train(model, &data, &groups, &[], &config, journal, keeper)
 }
 
 fn encode_pairs(codec: &Codec, pairs: &[(String, String, String)]) -> Result<Vec<PairExample>> {
@@ -247,6 +244,7 @@ fn reward_stage(
     task: &Task,
     sft_model: &Model,
     journal: &mut Journal,
+    keeper: &mut dyn Keeper,
 ) -> Result<Model> {
     let mut rng = Philox::new(options.seed, Stage::Demo, 1, 0);
     let draw = |_| {
@@ -265,7 +263,7 @@ fn reward_stage(
     let optimizer = &mut config.optimizer;
     (optimizer.per_device_train_batch_size, optimizer.warmup_steps) = (Some(48), 20);
     (optimizer.lr_scheduler_type, optimizer.adam_beta2, optimizer.weight_decay) = (SchedulerType::Cosine, 0.95, 0.01);
-    reward::train(model, &data, &[], &config, journal, &mut |_, _| Ok(()))
+    reward::train(model, &data, &[], &config, journal, keeper)
 }
 
 fn reinforce(
@@ -273,9 +271,9 @@ fn reinforce(
     plan: Plan,
     codec: &Codec,
     task: &Task,
-    sft_model: &Model,
-    reward_model: &Model,
+    [sft_model, reward_model]: [&Model; 2],
     journal: &mut Journal,
+    keeper: &mut dyn Keeper,
 ) -> Result<(Model, f64)> {
     let mut config = defaults::<PpoConfig>()?;
     config.run.seed = options.seed;
@@ -306,7 +304,7 @@ fn reinforce(
         stop: &IDS[..1],
         normalize: Some(normalize),
     };
-    let finish = ppo::train(start, &prompts, &config, journal, &mut |_, _| Ok(()))?;
+    let finish = ppo::train(start, &prompts, &config, journal, keeper)?;
     Ok((finish.policy, finish.kl))
 }
 
@@ -315,7 +313,7 @@ fn spread(options: &DemoOptions, policy: &Model, reward: &Model, prompts: &[Prom
     let queries: Vec<&[i32]> = prompts.iter().map(|p| &p.ids[..]).collect();
     let responses = policy.generate(&policy.frozen()?, &queries, &generation(options, TEMPERATURE, 2))?.responses;
     let sequences: Vec<Vec<i32>> = queries.iter().zip(&responses).map(|(q, r)| [q, &r.tokens[..]].concat()).collect();
-    Ok(reward::spread(&reward::score(reward, &sequences)?))
+    reward::spread(&reward::score(reward, &sequences)?)
 }
 
 fn generation(options: &DemoOptions, temperature: f64, step: u32) -> Generation<'static> {

@@ -71,7 +71,7 @@ fn sft_losses(device: &Device, config: &str, steps: usize) -> Vec<f64> {
     (settings.optimizer.per_device_train_batch_size, settings.optimizer.gradient_accumulation_steps) = (Some(4), 2);
     (settings.epochs.max_steps, settings.learning_rate, settings.run.logging_steps) = (Some(steps), 5e-3, Some(1));
     logged("loss", |journal| {
-        sft::train(model(device, config), &data, &groups, &[], &settings, journal, &mut |_, _| Ok(())).map(|_| ())
+        sft::train(model(device, config), &data, &groups, &[], &settings, journal, &mut ()).map(|_| ())
     })
 }
 
@@ -99,7 +99,7 @@ fn reward_losses(device: &Device, steps: usize) -> Vec<f64> {
     (settings.optimizer.per_device_train_batch_size, settings.center_rewards_coefficient) = (Some(8), 0.01);
     (settings.epochs.max_steps, settings.learning_rate, settings.run.logging_steps) = (Some(steps), 2e-3, Some(1));
     let start = model(device, QWEN2).value_model(1).unwrap();
-    logged("loss", |journal| reward::train(start, &data, &[], &settings, journal, &mut |_, _| Ok(())).map(|_| ()))
+    logged("loss", |journal| reward::train(start, &data, &[], &settings, journal, &mut ()).map(|_| ()))
 }
 
 #[test]
@@ -155,7 +155,7 @@ fn a_plain_reward_rises_on_the_emulated_gpu() {
     let value_model = policy.value_model(1).unwrap();
     let scores = logged("objective/scores", |journal| {
         let start = Start { policy, value_model, reward: &mut even_tokens, stop: &[2], normalize: None };
-        ppo::train(start, &prompts, &config, journal, &mut |_, _| Ok(())).map(|_| ())
+        ppo::train(start, &prompts, &config, journal, &mut ()).map(|_| ())
     });
     assert_eq!(scores.len(), 16);
     let mean = |s: &[f64]| s.iter().sum::<f64>() / s.len() as f64;
@@ -217,7 +217,7 @@ fn logp_diff_with_a_library(exact: bool) -> f64 {
     let diffs = logged("logp_diff/max", |journal| {
         let start = Start { policy, value_model, reward: &mut even_tokens, stop: &[2], normalize: None };
         let prompts: Vec<PromptExample> = (0..16).map(prompt).collect();
-        ppo::train(start, &prompts, &ppo_config(1), journal, &mut |_, _| Ok(())).map(|_| ())
+        ppo::train(start, &prompts, &ppo_config(1), journal, &mut ()).map(|_| ())
     });
     diffs[0]
 }
@@ -248,7 +248,7 @@ fn ppo_steps(device: &Device, epochs: usize) {
     let policy = model(device, QWEN2);
     let value_model = policy.value_model(1).unwrap();
     let start = Start { policy, value_model, reward: &mut even_tokens, stop: &[2], normalize: None };
-    ppo::train(start, &prompts, &config, &mut Journal::silent(), &mut |_, _| Ok(())).map(|_| ()).unwrap();
+    ppo::train(start, &prompts, &config, &mut Journal::silent(), &mut ()).map(|_| ()).unwrap();
 }
 
 /// What one more step of each stage and eight more decoded tokens a row cost a GPU's host: a launch or a wait more

@@ -6,10 +6,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::disk::Appender;
-use crate::error::Result;
+use crate::disk::{Appender, Mark};
+use crate::error::{Result, visible};
 
 /// Named numbers of one step, in the order in which they are written.
 pub type Row = Map<String, Value>;
@@ -27,8 +28,25 @@ pub(crate) fn number(x: f64) -> Value {
 /// Writes a line to standard error. A reader that has gone away (`2>&1 | head`) is no reason to lose a run, as
 /// `eprintln!`, which panics then, would.
 pub(crate) fn tell(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
+    let _ = writeln!(std::io::stderr(), "{}", visible(line));
 }
+
+/// How far a record had come: a run that is resumed cuts its files back to it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Marks {
+    metrics: Mark,
+    timings: Mark,
+    /// Seconds of the stage that was running, and of those before.
+    elapsed: f64,
+    seconds: Vec<(String, f64)>,
+}
+
+/// The file that says what a run is.
+pub(crate) const RUN_FILE: &str = "run.json";
+/// The files that grow.
+const METRICS: &str = "metrics.jsonl";
+const TIMINGS: &str = "timings.jsonl";
 
 /// The record of a run.
 pub struct Journal {
@@ -39,6 +57,8 @@ pub struct Journal {
     stage: String,
     steps: usize,
     started: Instant,
+    /// Seconds of this stage before the run was resumed.
+    before: f64,
     last_line: Instant,
     seconds: Vec<(String, f64)>,
 }
@@ -58,9 +78,36 @@ impl Journal {
     /// # Errors
     /// Input and output errors.
     pub fn new(dir: &Path, quiet: bool) -> Result<Self> {
-        let metrics = Appender::create(&dir.join("metrics.jsonl"))?;
-        let timings = Appender::create(&dir.join("timings.jsonl"))?;
+        let metrics = Appender::create(&dir.join(METRICS))?;
+        let timings = Appender::create(&dir.join(TIMINGS))?;
         Ok(Self { metrics: Some(metrics), timings: Some(timings), quiet, ..Self::silent() })
+    }
+
+    /// Goes on in `dir`, whose files are cut back to `marks`.
+    ///
+    /// # Errors
+    /// A file that is shorter or begins otherwise than when the marks were made; input and output errors.
+    pub(crate) fn resume(dir: &Path, quiet: bool, marks: &Marks) -> Result<Self> {
+        let metrics = Appender::resume(&dir.join(METRICS), &marks.metrics)?;
+        let timings = Appender::resume(&dir.join(TIMINGS), &marks.timings)?;
+        let seconds = marks.seconds.clone();
+        Ok(Self { metrics: Some(metrics), timings: Some(timings), quiet, seconds, ..Self::silent() })
+    }
+
+    /// How far the record has come, once that is on the disk; none where nothing is kept.
+    pub(crate) fn mark(&self) -> Result<Option<Marks>> {
+        let (Some(metrics), Some(timings)) = (&self.metrics, &self.timings) else { return Ok(None) };
+        metrics.sync()?;
+        timings.sync()?;
+        let (elapsed, seconds) = (self.elapsed(), self.seconds.clone());
+        Ok(Some(Marks { metrics: metrics.mark(), timings: timings.mark(), elapsed, seconds }))
+    }
+
+    /// The stage that has begun goes on after `step` steps, which it did before the run was resumed.
+    pub(crate) fn go_on(&mut self, marks: &Marks, step: usize) {
+        self.before = marks.elapsed;
+        self.bar.set_position(step as u64);
+        self.bar.reset_eta();
     }
 
     /// Keeps nothing and prints nothing.
@@ -73,6 +120,7 @@ impl Journal {
             stage: String::new(),
             steps: 0,
             started: Instant::now(),
+            before: 0.0,
             last_line: Instant::now(),
             seconds: Vec::new(),
         }
@@ -86,6 +134,7 @@ impl Journal {
     /// Begins a stage of `steps` steps.
     pub(crate) fn begin(&mut self, stage: &str, steps: usize) {
         (self.stage, self.steps, self.started) = (stage.to_owned(), steps, Instant::now());
+        self.before = 0.0;
         self.last_line = self.started;
         self.bar = ProgressBar::with_draw_target(
             Some(steps as u64),
@@ -108,9 +157,9 @@ impl Journal {
         }
     }
 
-    /// Seconds since the stage began.
+    /// Seconds that the stage has run.
     pub(crate) fn elapsed(&self) -> f64 {
-        self.started.elapsed().as_secs_f64()
+        self.before + self.started.elapsed().as_secs_f64()
     }
 
     /// Writes a step's numbers: what seed and data determine, and what the clock does.

@@ -1,13 +1,22 @@
 //! The loops, one file each: supervised fine-tuning, reward model, PPO. They share what stands here: a model that
 //! learns, and the order in which rows are visited.
 
+#![forbid(unsafe_code)]
+
+pub mod checkpoint;
 pub mod demo;
 #[cfg(test)]
+mod device_faults;
+#[cfg(test)]
 mod emulated;
+pub(crate) mod finite;
+pub(crate) mod interrupt;
 #[cfg(test)]
 #[path = "tests.rs"]
 mod loops;
 pub mod metrics;
+#[cfg(test)]
+mod nonfinite;
 pub(crate) mod plan;
 pub mod ppo;
 #[cfg(test)]
@@ -20,8 +29,9 @@ use crate::config::{OptimizerArgs, Recompute};
 use crate::data::packing::EpochOrder;
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::model::params::{Grads, Params, Weights};
-use crate::optim::adamw::{AdamW, Settings};
+use crate::model::params::{Grads, Part, Weights};
+use crate::ops::global_norm::Clip;
+use crate::optim::adamw::{self, AdamW, Settings};
 use crate::optim::schedule::Schedule;
 use crate::random::{Philox, Stage};
 use crate::tensor::Tensor;
@@ -64,6 +74,35 @@ impl Learner {
         Ok(Self { grads: Grads::new(&model.params)?, optimizer, schedule, recompute, model })
     }
 
+    /// Masters, first and second moments: flat buffers of one layout.
+    pub(crate) fn tensors(&self) -> [&Tensor; 3] {
+        let [first, second] = self.optimizer.moments();
+        [self.model.params.masters(), first, second]
+    }
+
+    /// Fills masters (and their rounded copy) and moments with what `source` returns for each of `kinds` and part.
+    pub(crate) fn restore(
+        &mut self,
+        kinds: [&str; 3],
+        source: &mut dyn FnMut(&str, &Part) -> Result<Vec<f32>>,
+    ) -> Result<()> {
+        self.model.params.fill(|part| source(kinds[0], part))?;
+        for (kind, moments) in kinds[1..].iter().zip(self.optimizer.moments()) {
+            self.model.params.layout().fill(&[moments], &mut |part| source(kind, part))?;
+        }
+        Ok(())
+    }
+
+    /// Steps of AdamW.
+    pub(crate) fn optimizer_steps(&self) -> u64 {
+        self.optimizer.steps()
+    }
+
+    /// Goes on after so many steps of AdamW.
+    pub(crate) fn set_optimizer_steps(&mut self, steps: u64) {
+        self.optimizer.set_steps(steps);
+    }
+
     /// The parameters with empty gradient slots: the start of an optimizer step.
     pub(crate) fn begin(&self) -> Result<Weights> {
         self.grads.reset();
@@ -75,31 +114,31 @@ impl Learner {
         self.schedule.at(step)
     }
 
-    /// Queues the parameters' move; its state is for [`Learner::settle`], once the host has read it.
-    pub(crate) fn update(&self, lr: f64) -> Result<Tensor> {
+    /// Queues the gradient's norm. Its state is for [`Learner::check`], once the host has read it.
+    pub(crate) fn clip(&self) -> Result<Clip> {
         self.grads.check_complete()?;
-        let (params, grads) = (&self.model.params, &self.grads);
-        self.optimizer.step(params.masters(), params.rounded(), &grads.flat, lr)
+        self.optimizer.clip(&self.grads.flat)
     }
 
-    /// Ends the step that [`Learner::update`] queued; returns the gradient's norm before clipping.
-    pub(crate) fn settle(&mut self, state: &[f64]) -> Result<f64> {
-        let (params, grads) = (&self.model.params, &self.grads);
-        self.optimizer.settle(state).map_err(|error| {
-            let finite =
-                |part, offset| Params::stored(&grads.flat, part, offset).is_ok_and(|g| g.iter().all(|x| x.is_finite()));
-            match params.layout().parts().find(|(part, offset)| !finite(part, *offset)) {
-                Some((part, _)) => error.at(part.name.clone()),
-                None => error.at("the sum of all squares"),
-            }
+    /// The gradient's norm before clipping, from what the host has read; an error names the first tensor whose gradient
+    /// is not finite.
+    pub(crate) fn check(&self, state: &[f64]) -> Result<f64> {
+        adamw::checked_norm(state).map_err(|error| {
+            let layout = self.model.params.layout();
+            error.at(finite::first_broken(&self.grads.flat, layout).unwrap_or("the sum of all squares").to_owned())
         })
+    }
+
+    /// Queues the parameters' move, after all checks of the step: from here on nothing refuses it.
+    pub(crate) fn update(&mut self, lr: f64, clip: &Clip) -> Result<()> {
+        let (params, grads) = (&self.model.params, &self.grads.flat);
+        self.optimizer.step(params.masters(), params.rounded(), grads, lr, clip)
     }
 }
 
 /// The error with stage and step (from 1) before its place.
 pub(crate) fn in_step(error: Error, stage: &str, step: usize) -> Error {
-    let place = error.place().map(|place| format!(", {place}")).unwrap_or_default();
-    error.at(format!("{stage} step {step}{place}"))
+    error.before(format!("{stage} step {step}"))
 }
 
 /// The order in which `rows` rows are visited in `epoch`: a permutation that depends on the seed and the epoch alone.

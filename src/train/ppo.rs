@@ -2,10 +2,14 @@
 //! gradients -> parameters. The first five fill a `Rollout`; the rest repeats for every epoch and minibatch. Nothing
 //! flows back but new parameters.
 
+use serde::{Deserialize, Serialize};
+
+use super::checkpoint::{Keeper, State};
+use super::finite::blame;
 use super::metrics::{Journal, row};
 use super::reward::Reward;
 use super::rollout::{Cast, Rollout, column};
-use super::{Batches, Learner, in_step, permutation};
+use super::{Learner, in_step, permutation};
 use crate::config::PpoConfig;
 use crate::data::encode::PromptExample;
 use crate::error::{Code, Error, Result};
@@ -60,11 +64,28 @@ pub(super) struct Learners {
 }
 
 impl Learners {
+    /// The state between two batches.
+    fn state<'a>(&'a mut self, progress: &'a mut Progress, journal: &'a mut Journal) -> State<'a> {
+        State::new(vec![("policy", &mut self.policy), ("value_model", &mut self.value)], progress, journal)
+    }
+
     /// Both under the settings of `config`, whose schedule has `total` steps.
     pub(super) fn new(policy: Model, value_model: Model, config: &PpoConfig, total: usize) -> Result<Self> {
         let (lr, value_lr) = (config.loss.learning_rate, config.loss.value_learning_rate);
         let learner = |model, lr| Learner::new(model, &config.optimizer, ADAM_EPSILON, lr, total);
         Ok(Self { policy: learner(policy, lr)?, value: learner(value_model, value_lr.unwrap_or(lr))? })
+    }
+
+    /// An error unless the losses and statistics of a micro-batch of `episodes` are finite.
+    fn check_losses(&self, part: &[Vec<f64>], episodes: &[usize]) -> Result<()> {
+        if part.iter().flatten().all(|x| x.is_finite()) {
+            return Ok(());
+        }
+        let error = Error::new(Code::NonFinite, "loss-not-finite", "the PPO loss is not a finite number")
+            .at(format!("episodes {episodes:?} of the batch"))
+            .fix("lower the learning rate, or raise --kl-coef");
+        let (policy, value) = (&self.policy.model, &self.value.model);
+        Err(blame(blame(error, "policy: ", policy), "value model: ", value))
     }
 }
 
@@ -80,6 +101,14 @@ pub(crate) fn total_batches(config: &PpoConfig, rows: usize) -> usize {
     config.rollout.total_episodes.unwrap_or(rows).div_ceil(config.batch_size())
 }
 
+/// What the loop knows beside the models. Which prompts come next follows from the batch's number.
+#[derive(Debug, Serialize, Deserialize)]
+struct Progress {
+    /// The last batch's.
+    kl: f64,
+    kl_coef: f64,
+}
+
 /// Trains the policy against the reward.
 ///
 /// # Errors
@@ -89,7 +118,7 @@ pub fn train(
     prompts: &[PromptExample],
     config: &PpoConfig,
     journal: &mut Journal,
-    save: &mut dyn FnMut(usize, &Model) -> Result<()>,
+    keeper: &mut dyn Keeper,
 ) -> Result<Finish> {
     let (batch_size, total) = (config.batch_size(), total_batches(config, prompts.len()));
     check_prompts(prompts, batch_size)?;
@@ -101,13 +130,14 @@ pub fn train(
         missing_eos_penalty: rollout.missing_eos_penalty,
         score_clip: rollout.score_clip,
     };
-    let mut controller =
-        KlController { coefficient: rollout.kl_coef, target: rollout.kl_target, horizon: rollout.kl_horizon };
+    let mut progress = Progress { kl: 0.0, kl_coef: rollout.kl_coef };
     let mut order = Order::new(prompts.len(), batch_size, config.run.seed);
-    let mut kl = 0.0;
     journal.begin("ppo", total);
-    for batch in 0..total {
-        let queries = order.next().into_iter().map(|i| prompts[i].ids.clone()).collect();
+    let first = keeper.restore(&mut learners.state(&mut progress, journal))?;
+    let mut controller =
+        KlController { coefficient: progress.kl_coef, target: rollout.kl_target, horizon: rollout.kl_horizon };
+    for batch in first..total {
+        let queries = order.batch(batch).into_iter().map(|i| prompts[i].ids.clone()).collect();
         let mut cast = Cast {
             policy: &learners.policy.model,
             ref_policy: &ref_policy,
@@ -121,18 +151,16 @@ pub fn train(
             Rollout::collect(&mut cast, queries, config, controller.coefficient, batch as u32).map_err(failed)?;
         let updated = update(&mut learners, &rollout, config, batch).map_err(failed)?;
         let summary = summarize(&rollout, &updated, config, controller.coefficient)?;
-        kl = summary.kl;
         if batch == 0 {
             check_start(&summary, learners.policy.model.device().is_row_invariant())?;
         }
-        controller.update(kl, batch_size);
+        controller.update(summary.kl, batch_size);
+        progress = Progress { kl: summary.kl, kl_coef: controller.coefficient };
         report(journal, &summary, [batch, total, batch_size], &learners, config)?;
-        if config.run.save_steps.is_some_and(|n| (batch + 1) % n == 0) {
-            save(batch + 1, &learners.policy.model)?;
-        }
+        keeper.after(batch + 1, total, &mut learners.state(&mut progress, journal))?;
     }
     journal.end()?;
-    Ok(Finish { policy: learners.policy.model, value_model: learners.value.model, kl })
+    Ok(Finish { policy: learners.policy.model, value_model: learners.value.model, kl: progress.kl })
 }
 
 /// An error unless there are enough prompts for one batch.
@@ -150,23 +178,30 @@ pub(crate) fn check_prompts(prompts: &[PromptExample], batch_size: usize) -> Res
 
 /// Full batches of prompts without end: what an epoch's last batch lacks comes from the next epoch.
 struct Order {
-    batches: Batches,
+    rows: usize,
     size: usize,
-    left: std::collections::VecDeque<usize>,
-    step: usize,
+    seed: u64,
+    epoch: Option<(usize, Vec<usize>)>,
 }
 
 impl Order {
     fn new(rows: usize, size: usize, seed: u64) -> Self {
-        Self { batches: Batches::new(rows, rows, seed), size, left: Default::default(), step: 0 }
+        Self { rows, size, seed, epoch: None }
     }
 
-    fn next(&mut self) -> Vec<usize> {
-        while self.left.len() < self.size {
-            self.left.extend(self.batches.batch(self.step).0);
-            self.step += 1;
-        }
-        self.left.drain(..self.size).collect()
+    /// The rows of batch number `batch`.
+    fn batch(&mut self, batch: usize) -> Vec<usize> {
+        (batch * self.size..(batch + 1) * self.size).map(|at| self.row(at / self.rows, at % self.rows)).collect()
+    }
+
+    /// The row that comes after `at` others of `epoch`.
+    fn row(&mut self, epoch: usize, at: usize) -> usize {
+        let (rows, seed) = (self.rows, self.seed);
+        let order = match self.epoch.take().filter(|(known, _)| *known == epoch) {
+            Some(order) => order,
+            None => (epoch, permutation(rows, seed, Stage::Shuffle, epoch as u32)),
+        };
+        self.epoch.insert(order).1[at]
     }
 }
 
@@ -186,7 +221,7 @@ pub(super) struct Updated {
 }
 
 /// Epochs and minibatches over one rollout.
-fn update(learners: &mut Learners, rollout: &Rollout, config: &PpoConfig, batch: usize) -> Result<Updated> {
+pub(super) fn update(learners: &mut Learners, rollout: &Rollout, config: &PpoConfig, batch: usize) -> Result<Updated> {
     let mut done = Updated::default();
     let episodes = rollout.responses.len();
     for epoch in 0..config.loss.num_ppo_epochs {
@@ -205,7 +240,8 @@ fn update(learners: &mut Learners, rollout: &Rollout, config: &PpoConfig, batch:
     Ok(done)
 }
 
-/// One optimizer step of both models over a minibatch of episodes. The host waits for the device once, at the end.
+/// One optimizer step of both models over a minibatch of episodes. The host waits for the device once, at the end,
+/// and what it reads is checked before anything is moved.
 pub(super) fn step(
     learners: &mut Learners,
     rollout: &Rollout,
@@ -223,36 +259,42 @@ pub(super) fn step(
     }
     drop((policy, value));
     let (lr, value_lr) = (learners.policy.lr(batch), learners.value.lr(batch));
+    let value_clip = learners.value.clip()?;
+    let policy_clip = if batch >= config.loss.value_warmup_batches { Some(learners.policy.clip()?) } else { None };
     let parts = to_read.len();
-    to_read.push(learners.value.update(value_lr)?);
-    if batch >= config.loss.value_warmup_batches {
-        to_read.push(learners.policy.update(lr)?);
-    }
+    to_read.push(value_clip.state.clone());
+    to_read.extend(policy_clip.iter().map(|clip| clip.state.clone()));
     let numbers = read_together(&to_read)?;
-    let (parts, clips) = numbers.split_at(parts);
+    let (parts, states) = numbers.split_at(parts);
     for (part, episodes) in parts.chunks_exact(2).zip(minibatch.chunks(micro)) {
-        done.add(&part[0], &part[1], first.then(|| rollout.token_indices(episodes).len()), episodes)?;
+        learners.check_losses(part, episodes)?;
+        done.add(&part[0], &part[1], first.then(|| rollout.token_indices(episodes).len()));
     }
     if first {
         check_on_policy(done, learners.policy.model.device().is_row_invariant())?;
     }
     done.tokens += tokens;
-    done.grad_norms[1] = learners.value.settle(&clips[0])?;
-    if let Some(clip) = clips.get(1) {
-        done.grad_norms[0] = learners.policy.settle(clip)?;
+    done.grad_norms[1] = checked_norm(&learners.value, "value model: ", &states[0], minibatch)?;
+    if let Some(state) = states.get(1) {
+        done.grad_norms[0] = checked_norm(&learners.policy, "policy: ", state, minibatch)?;
     }
-    Ok(())
+    // Both or neither: nothing is refused from here on.
+    learners.value.update(value_lr, &value_clip)?;
+    policy_clip.map_or(Ok(()), |clip| learners.policy.update(lr, &clip))
+}
+
+/// The norm of a learner's gradient; an error names tensor and episodes.
+fn checked_norm(learner: &Learner, role: &str, state: &[f64], episodes: &[usize]) -> Result<f64> {
+    learner.check(state).map_err(|error| {
+        let place = format!("{role}{}, episodes {episodes:?} of the batch", error.place().unwrap_or_default());
+        blame(error.at(place), role, &learner.model)
+    })
 }
 
 impl Updated {
-    /// Adds a micro-batch of `episodes`: the sums of its head, and PPO's statistics. `tokens` is their number where the
-    /// policy is still the one that answered.
-    fn add(&mut self, head: &[f64], statistics: &[f64], tokens: Option<usize>, episodes: &[usize]) -> Result<()> {
-        if statistics.iter().any(|s| !s.is_finite()) {
-            return Err(Error::new(Code::NonFinite, "loss-not-finite", "the PPO loss is not a finite number")
-                .at(format!("episodes {episodes:?} of the batch"))
-                .fix("lower the learning rate, or raise --kl-coef"));
-        }
+    /// Adds a micro-batch: the sums of its head, and PPO's statistics. `tokens` is their number where the policy is
+    /// still the one that answered.
+    fn add(&mut self, head: &[f64], statistics: &[f64], tokens: Option<usize>) {
         let (sums, apart) = statistics.split_at(self.statistics.len());
         self.statistics.iter_mut().zip(sums).for_each(|(sum, s)| *sum += s);
         self.entropy += head[1];
@@ -261,7 +303,6 @@ impl Updated {
             self.logp_diff_max = self.logp_diff_max.max(apart[1]);
             self.logp_diff_tokens += tokens;
         }
-        Ok(())
     }
 }
 
@@ -516,8 +557,8 @@ mod tests {
     fn batches_are_always_full() {
         let mut order = Order::new(5, 3, 1);
         let mut seen = [0; 5];
-        for _ in 0..5 {
-            let batch = order.next();
+        for number in 0..5 {
+            let batch = order.batch(number);
             assert_eq!(batch.len(), 3);
             batch.iter().for_each(|row| seen[*row] += 1);
         }

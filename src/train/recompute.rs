@@ -91,7 +91,7 @@ fn fine_tuning_keeps_its_bits() {
             let mut config = config.clone();
             config.optimizer.recompute = mode;
             let ((_dir, mut journal), start) = (journal(), model(&device, QWEN2));
-            let left = sft::train(start, &data, &groups, &[], &config, &mut journal, &mut |_, _| Ok(())).unwrap();
+            let left = sft::train(start, &data, &groups, &[], &config, &mut journal, &mut ()).unwrap();
             bits(&left.params.masters().to_f32().unwrap())
         });
     }
@@ -113,7 +113,7 @@ fn a_reward_model_keeps_its_bits() {
             let mut config = config.clone();
             config.optimizer.recompute = mode;
             let ((_dir, mut journal), start) = (journal(), model(&device, QWEN2).value_model(1).unwrap());
-            let left = reward::train(start, &data, &[], &config, &mut journal, &mut |_, _| Ok(())).unwrap();
+            let left = reward::train(start, &data, &[], &config, &mut journal, &mut ()).unwrap();
             bits(&left.params.masters().to_f32().unwrap())
         });
     }

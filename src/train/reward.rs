@@ -1,6 +1,10 @@
 //! Reward-model training: pairs of answers -> one score an answer, read at its last token -> the pairwise loss ->
 //! gradients -> parameters. And the trained model as PPO uses it: something that scores episodes.
 
+use serde::{Deserialize, Serialize};
+
+use super::checkpoint::{Keeper, State};
+use super::finite::{among, blame};
 use super::metrics::{Journal, Row, row};
 use super::{Batches, Learner, in_step};
 use crate::config::RewardConfig;
@@ -65,8 +69,26 @@ pub(crate) fn runs(lengths: impl Iterator<Item = usize>) -> Vec<std::ops::Range<
 impl Reward for Model {
     fn scores(&mut self, episodes: &[Episode<'_>]) -> Result<Vec<f32>> {
         let sequences: Vec<Vec<i32>> = episodes.iter().map(|e| [e.query, e.response].concat()).collect();
-        score(self, &sequences)
+        let scores = score(self, &sequences)?;
+        check_scores(&scores, episode).map_err(|error| blame(error, "reward model: ", self))?;
+        Ok(scores)
     }
+}
+
+/// An error unless all scores are finite; `place` says what was scored.
+pub(crate) fn check_scores(scores: &[f32], place: impl Fn(usize) -> String) -> Result<()> {
+    match scores.iter().position(|s| !s.is_finite()) {
+        None => Ok(()),
+        Some(i) => Err(Error::new(Code::NonFinite, "score-not-finite", "a score is not a finite number")
+            .at(place(i))
+            .because(format!("it is {}", scores[i]))
+            .fix("check the reward model")),
+    }
+}
+
+/// The place of an episode for people.
+pub(super) fn episode(number: usize) -> String {
+    format!("episode {number} of the batch")
 }
 
 /// The score of each sequence, at its last token.
@@ -82,14 +104,18 @@ pub(crate) fn score(model: &Model, sequences: &[Vec<i32>]) -> Result<Vec<f32>> {
 }
 
 /// Mean and deviation of scores; the deviation is never 0, so that one can divide by it.
-pub(crate) fn spread(scores: &[f32]) -> [f64; 2] {
+///
+/// # Errors
+/// A score that is not finite.
+pub(crate) fn spread(scores: &[f32]) -> Result<[f64; 2]> {
+    check_scores(scores, |i| format!("answer {i}"))?;
     let mean_score = mean(scores.iter().map(|s| f64::from(*s)));
     let variance = mean(scores.iter().map(|s| (f64::from(*s) - mean_score).powi(2)));
-    [mean_score, variance.sqrt().max(1e-6)]
+    Ok([mean_score, variance.sqrt().max(1e-6)])
 }
 
 /// Sums over pairs.
-#[derive(Debug, Default, Clone)]
+#[derive(Debug, Default, Clone, Serialize, Deserialize)]
 pub(super) struct Sums {
     loss: f64,
     correct: f64,
@@ -114,6 +140,21 @@ impl Sums {
     }
 }
 
+/// Optimizer steps over `rows` rows.
+pub(crate) fn total_steps(config: &RewardConfig, rows: usize) -> usize {
+    config.epochs.total_steps(rows, config.optimizer.rows_per_step(), EPOCHS)
+}
+
+/// What the loop knows beside the model.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Progress {
+    /// Since the last row of metrics.
+    sums: Sums,
+    /// In all.
+    pairs: usize,
+    tokens: usize,
+}
+
 /// Trains `model`, which has a scalar head, on pairs, and returns it.
 ///
 /// # Errors
@@ -124,34 +165,36 @@ pub fn train(
     eval: &[PairExample],
     config: &RewardConfig,
     journal: &mut Journal,
-    save: &mut dyn FnMut(usize, &Model) -> Result<()>,
+    keeper: &mut dyn Keeper,
 ) -> Result<Model> {
     let rows = config.optimizer.rows_per_step();
-    let total = config.epochs.total_steps(data.len(), rows, EPOCHS);
+    let total = total_steps(config, data.len());
     let mut batches = Batches::new(data.len(), rows, config.run.seed);
     let mut learner = Learner::new(model, &config.optimizer, ADAM_EPSILON, config.learning_rate, total)?;
-    let (mut sums, mut pairs, mut tokens) = (Sums::default(), 0, 0);
+    let mut progress = Progress::default();
     journal.begin("reward", total);
-    for step in 0..total {
+    let first = keeper.restore(&mut State::new(vec![("model", &mut learner)], &mut progress, journal))?;
+    for step in first..total {
         let (batch, epoch) = batches.batch(step);
         let batch: Vec<&PairExample> = batch.iter().map(|i| &data[*i]).collect();
         let lr = learner.lr(step);
-        let norm = update(&mut learner, &batch, config, lr, &mut sums).map_err(|e| in_step(e, "reward", step + 1))?;
-        pairs += batch.len();
-        let rate = pairs as f64 / journal.elapsed().max(1e-9);
+        let Progress { sums, pairs, tokens } = &mut progress;
+        let norm = update(&mut learner, &batch, config, lr, sums).map_err(|e| in_step(e, "reward", step + 1))?;
+        *pairs += batch.len();
+        let rate = *pairs as f64 / journal.elapsed().max(1e-9);
         let accuracy = sums.correct / sums.pairs as f64;
         journal.progress(step + 1, &format!("accuracy {accuracy:.3}  {rate:.0} pairs/s"));
         if config.run.logs(step + 1, total, LOGGING_STEPS) {
             let mut entries = sums.row();
-            tokens += sums.tokens;
+            *tokens += sums.tokens;
             entries.extend([
                 ("grad_norm", norm),
                 ("learning_rate", lr),
                 ("epoch", epoch),
-                ("num_tokens", tokens as f64),
+                ("num_tokens", *tokens as f64),
             ]);
             journal.log(step + 1, row(&entries), row(&[("pairs_per_second", rate), ("seconds", journal.elapsed())]))?;
-            sums = Sums::default();
+            *sums = Sums::default();
         }
         if config.eval.due(step + 1, total) && !eval.is_empty() {
             let numbers = quality(&evaluate(&learner.model, eval)?);
@@ -159,15 +202,14 @@ pub fn train(
                 numbers.into_iter().map(|(n, x)| (format!("eval_{n}"), super::metrics::number(x))).collect();
             journal.log(step + 1, numbers, Row::new())?;
         }
-        if config.run.save_steps.is_some_and(|n| (step + 1) % n == 0) {
-            save(step + 1, &learner.model)?;
-        }
+        keeper.after(step + 1, total, &mut State::new(vec![("model", &mut learner)], &mut progress, journal))?;
     }
     journal.end()?;
     Ok(learner.model)
 }
 
-/// One optimizer step; adds to `sums`, returns the gradient's norm. The host waits for the device once, at the end.
+/// One optimizer step; adds to `sums`, returns the gradient's norm. The host waits for the device once, at the end,
+/// and what it reads is checked before anything is moved.
 pub(super) fn update(
     learner: &mut Learner,
     batch: &[&PairExample],
@@ -177,7 +219,7 @@ pub(super) fn update(
 ) -> Result<f64> {
     let weights = learner.begin()?;
     let (scale, micro) = (1.0 / batch.len() as f64, config.optimizer.rows_per_pass());
-    let mut to_read = Vec::new();
+    let (mut to_read, mut tokens) = (Vec::new(), 0);
     for pairs in batch.chunks(micro) {
         let model = &learner.model;
         let packed = Packed::new(model, pairs.iter().flat_map(|p| [&p.chosen[..], &p.rejected[..]]))?;
@@ -188,24 +230,32 @@ pub(super) fn update(
         to_read.extend([loss.statistics, scores.detach()]);
         drop(scores);
         loss.root.backward()?;
-        sums.tokens += packed.sequences.tokens();
+        tokens += packed.sequences.tokens();
     }
     drop(weights);
-    to_read.push(learner.update(lr)?);
+    let clip = learner.clip()?;
+    to_read.push(clip.state.clone());
     let numbers = read_together(&to_read)?;
-    let (parts, clip) = numbers.split_at(to_read.len() - 1);
+    let (parts, state) = numbers.split_at(to_read.len() - 1);
+    let among = |pairs: &[&PairExample]| among(pairs.iter().map(|pair| &*pair.place));
     for (part, pairs) in parts.chunks_exact(2).zip(batch.chunks(micro)) {
-        let [loss, correct, gap] = [0, 1, 2].map(|i| part[0][i]);
-        if !loss.is_finite() {
-            return Err(Error::new(Code::NonFinite, "loss-not-finite", "the loss is not a finite number")
-                .at(format!("among {} ... {}", pairs[0].place, pairs[pairs.len() - 1].place))
-                .fix("lower the learning rate, or look at these rows"));
+        // The loss alone would not show a score of infinity in the right place.
+        if part.iter().flatten().any(|x| !x.is_finite()) {
+            let error = Error::new(Code::NonFinite, "loss-not-finite", "the loss is not a finite number")
+                .at(among(pairs))
+                .fix("lower the learning rate, or look at these rows");
+            return Err(blame(error, "", &learner.model));
         }
-        sums.scores.extend(part[1].iter().map(|score| *score as f32));
-        sums.pairs += pairs.len();
-        (sums.loss, sums.correct, sums.gap) = (sums.loss + loss, sums.correct + correct, sums.gap + gap);
     }
-    learner.settle(&clip[0])
+    let norm = learner.check(&state[0]).map_err(|error| blame(error.behind(among(batch)), "", &learner.model))?;
+    learner.update(lr, &clip)?;
+    for part in parts.chunks_exact(2) {
+        sums.scores.extend(part[1].iter().map(|score| *score as f32));
+        (sums.loss, sums.correct, sums.gap) =
+            (sums.loss + part[0][0], sums.correct + part[0][1], sums.gap + part[0][2]);
+    }
+    (sums.pairs, sums.tokens) = (sums.pairs + batch.len(), sums.tokens + tokens);
+    Ok(norm)
 }
 
 fn pair_scores(model: &Model, weights: &Weights, packed: &Packed) -> Result<Tensor> {

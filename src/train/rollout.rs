@@ -1,9 +1,10 @@
 //! One batch of PPO's experience: the prompts, what the policy answered, and every number that the update needs.
 
-use super::reward::{Episode, Reward, runs};
+use super::finite::{blame, check_column};
+use super::reward::{Episode, Reward, check_scores, episode, runs};
 use crate::config::PpoConfig;
 use crate::dtype::DType;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::generate::{Generated, Generation, Response, Sampling};
 use crate::model::heads::Packed;
@@ -74,15 +75,21 @@ impl Rollout {
             .collect();
         let logprobs: Vec<f32> = responses.iter().flat_map(|r| r.logprobs.iter().copied()).collect();
         let temperature = config.rollout.temperature;
+        finite("logprobs", &logprobs, &offsets, Some(("policy: ", cast.policy)))?;
         let ref_logprobs = response_logprobs(cast.ref_policy, &sequences, &prompts, temperature)?;
+        finite("ref_logprobs", &ref_logprobs, &offsets, Some(("reference model: ", cast.ref_policy)))?;
         let values = response_values(cast.value_model, &sequences, &prompts)?;
+        finite("values", &values, &offsets, Some(("value model: ", cast.value_model)))?;
         let episodes: Vec<Episode<'_>> =
             queries.iter().zip(&responses).map(|(q, r)| Episode { query: q, response: &r.tokens }).collect();
         let raw_scores = cast.reward.scores(&episodes)?;
-        check_scores(&raw_scores, episodes.len())?;
+        check_count(&raw_scores, episodes.len())?;
+        check_scores(&raw_scores, episode)?;
         let shaped = raw_scores.iter().zip(&responses);
         let scores: Vec<f64> = shaped.map(|(s, r)| cast.shaping.apply(f64::from(*s), r.stopped)).collect();
-        let score_column = column(cast.policy, scores.iter().map(|s| *s as f32).collect())?;
+        let narrow: Vec<f32> = scores.iter().map(|s| *s as f32).collect();
+        check_scores(&narrow, episode)?;
+        let score_column = column(cast.policy, narrow)?;
         let columns = [&logprobs, &ref_logprobs, &values].map(|c| column(cast.policy, c.clone()));
         let [new, reference, value_column] = columns;
         let shaped = Shaped {
@@ -93,7 +100,10 @@ impl Rollout {
             kl_coef,
         };
         let discounts = [config.rollout.gamma, config.rollout.lam];
-        let advantages = advantages(&shaped, &value_column?, discounts, config.rollout.whiten_rewards)?;
+        let made = advantages(&shaped, &value_column?, discounts, config.rollout.whiten_rewards)?;
+        let (advantages, returns) = (made.advantages.to_f32()?, made.returns.to_f32()?);
+        finite("returns", &returns, &offsets, None)?;
+        finite("advantages", &advantages, &offsets, None)?;
         Ok(Self {
             queries,
             responses,
@@ -103,8 +113,8 @@ impl Rollout {
             values,
             raw_scores,
             scores,
-            advantages: advantages.advantages.to_f32()?,
-            returns: advantages.returns.to_f32()?,
+            advantages,
+            returns,
             slots: SlotUse::default(),
         })
     }
@@ -120,17 +130,19 @@ impl Rollout {
     }
 }
 
-fn check_scores(scores: &[f32], episodes: usize) -> Result<()> {
-    use crate::error::{Code, Error};
-    if scores.len() != episodes {
-        return Err(Error::failure("reward-count", format!("{} scores for {episodes} episodes", scores.len())));
+fn check_count(scores: &[f32], episodes: usize) -> Result<()> {
+    if scores.len() == episodes {
+        return Ok(());
     }
-    match scores.iter().position(|s| !s.is_finite()) {
-        None => Ok(()),
-        Some(episode) => Err(Error::new(Code::NonFinite, "score-not-finite", "a score is not a finite number")
-            .at(format!("episode {episode} of the batch"))
-            .fix("check the reward model")),
-    }
+    Err(Error::failure("reward-count", format!("{} scores for {episodes} episodes", scores.len())))
+}
+
+/// An error unless a column is finite; names the parameter of the model that made it, if that is the cause.
+fn finite(name: &str, column: &[f32], offsets: &[i32], maker: Option<(&str, &Model)>) -> Result<()> {
+    check_column(name, column, offsets).map_err(|error| match maker {
+        Some((role, model)) => blame(error, role, model),
+        None => error,
+    })
 }
 
 /// f32 numbers as a tensor on the model's device.
@@ -151,7 +163,8 @@ fn respond(cast: &Cast<'_>, queries: &[Vec<i32>], config: &PpoConfig, batch: u32
         slots: None,
     };
     let prompts: Vec<&[i32]> = queries.iter().map(|q| &q[..]).collect();
-    cast.policy.generate(&cast.policy.frozen()?, &prompts, &options)
+    let generated = cast.policy.generate(&cast.policy.frozen()?, &prompts, &options);
+    generated.map_err(|error| blame(error, "policy: ", cast.policy))
 }
 
 /// Log-probabilities [N] of all response tokens at `temperature`; sequence b's response starts at prompts[b].

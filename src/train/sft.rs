@@ -1,6 +1,10 @@
 //! Supervised fine-tuning: rows of tokens, of which some are targets -> log-probabilities of the targets -> their mean
 //! negative -> gradients -> parameters.
 
+use serde::{Deserialize, Serialize};
+
+use super::checkpoint::{Keeper, State};
+use super::finite::{among, blame};
 use super::metrics::{Journal, Row, row};
 use super::{Batches, Learner, in_step};
 use crate::config::SftConfig;
@@ -18,7 +22,7 @@ pub(super) const ADAM_EPSILON: f64 = 1e-8;
 const LOGGING_STEPS: usize = 10;
 
 /// Sums over targets.
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(Debug, Default, Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct Sums {
     nll: f64,
     entropy: f64,
@@ -57,6 +61,20 @@ impl Sums {
     }
 }
 
+/// Optimizer steps over `rows` rows.
+pub(crate) fn total_steps(config: &SftConfig, rows: usize) -> usize {
+    config.epochs.total_steps(rows, config.optimizer.rows_per_step(), EPOCHS)
+}
+
+/// What the loop knows beside the model.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Progress {
+    /// Since the last row of metrics.
+    sums: Sums,
+    /// In all.
+    tokens: usize,
+}
+
 /// Trains `model` on rows of examples that are packed together (`groups` holds their indices) and returns it.
 ///
 /// # Errors
@@ -68,43 +86,43 @@ pub fn train(
     eval: &[SftExample],
     config: &SftConfig,
     journal: &mut Journal,
-    save: &mut dyn FnMut(usize, &Model) -> Result<()>,
+    keeper: &mut dyn Keeper,
 ) -> Result<Model> {
     let (rows, micro) = (config.optimizer.rows_per_step(), config.optimizer.rows_per_pass());
-    let total = config.epochs.total_steps(groups.len(), rows, EPOCHS);
+    let total = total_steps(config, groups.len());
     let mut batches = Batches::new(groups.len(), rows, config.run.seed);
     let mut learner = Learner::new(model, &config.optimizer, ADAM_EPSILON, config.learning_rate, total)?;
-    let (mut sums, mut tokens, mut since) = (Sums::default(), 0, journal.elapsed());
+    let mut progress = Progress::default();
     journal.begin("sft", total);
-    for step in 0..total {
+    let first = keeper.restore(&mut State::new(vec![("model", &mut learner)], &mut progress, journal))?;
+    let mut since = journal.elapsed();
+    for step in first..total {
         let (batch, epoch) = batches.batch(step);
         let batch: Vec<Vec<&SftExample>> =
             batch.iter().map(|g| groups[*g].iter().map(|i| &data[*i]).collect()).collect();
         let lr = learner.lr(step);
         let (step_sums, norm) = update(&mut learner, &batch, micro, lr).map_err(|e| in_step(e, "sft", step + 1))?;
-        sums.add(step_sums);
-        tokens += step_sums.tokens;
-        let rate = tokens as f64 / journal.elapsed().max(1e-9);
+        progress.sums.add(step_sums);
+        progress.tokens += step_sums.tokens;
+        let rate = progress.tokens as f64 / journal.elapsed().max(1e-9);
         journal.progress(step + 1, &format!("loss {:.3}  {rate:.0} tokens/s", step_sums.loss()));
         if config.run.logs(step + 1, total, LOGGING_STEPS) {
+            let sums = std::mem::take(&mut progress.sums);
             let mut entries = sums.row();
             entries.extend([
                 ("grad_norm", norm),
                 ("learning_rate", lr),
                 ("epoch", epoch),
-                ("num_tokens", tokens as f64),
+                ("num_tokens", progress.tokens as f64),
             ]);
             let seconds = journal.elapsed() - std::mem::replace(&mut since, journal.elapsed());
             let rates = [("tokens_per_second", sums.tokens as f64 / seconds.max(1e-9)), ("seconds", journal.elapsed())];
             journal.log(step + 1, row(&entries), row(&rates))?;
-            sums = Sums::default();
         }
         if config.eval.due(step + 1, total) && !eval.is_empty() {
             journal.log(step + 1, eval_row(&evaluate(&learner.model, eval, micro)?), Row::new())?;
         }
-        if config.run.save_steps.is_some_and(|n| (step + 1) % n == 0) {
-            save(step + 1, &learner.model)?;
-        }
+        keeper.after(step + 1, total, &mut State::new(vec![("model", &mut learner)], &mut progress, journal))?;
     }
     journal.end()?;
     Ok(learner.model)
@@ -114,7 +132,8 @@ fn eval_row(sums: &Sums) -> Row {
     sums.row().into_iter().map(|(name, x)| (format!("eval_{name}"), super::metrics::number(x))).collect()
 }
 
-/// One optimizer step over `batch`, `micro` rows at a time. The host waits for the device once, at the end.
+/// One optimizer step over `batch`, `micro` rows at a time. The host waits for the device once, at the end,
+/// and what it reads is checked before anything is moved.
 pub(super) fn update(learner: &mut Learner, batch: &[Vec<&SftExample>], micro: usize, lr: f64) -> Result<(Sums, f64)> {
     let weights = learner.begin()?;
     let targets: usize = batch.iter().flatten().map(|e| e.is_target.iter().skip(1).filter(|t| **t).count()).sum();
@@ -131,25 +150,24 @@ pub(super) fn update(learner: &mut Learner, batch: &[Vec<&SftExample>], micro: u
         parts.push((examples, tokens.len(), packed.sequences.tokens()));
     }
     drop(weights);
-    if targets > 0 {
-        to_read.push(learner.update(lr)?);
-    }
+    let clip = if targets > 0 { Some(learner.clip()?) } else { None };
+    to_read.extend(clip.iter().map(|clip| clip.state.clone()));
     let numbers = read_together(&to_read)?;
     let mut sums = Sums::default();
     for (numbers, (examples, targets, tokens)) in numbers.iter().zip(&parts) {
-        let part = Sums::new(numbers, *targets, *tokens);
-        if !part.nll.is_finite() {
-            return Err(not_finite(examples));
+        if numbers.iter().any(|x| !x.is_finite()) {
+            let error = Error::new(Code::NonFinite, "loss-not-finite", "the loss is not a finite number")
+                .at(among(examples.iter().map(|e| &*e.place)))
+                .fix("lower the learning rate, or look at these rows");
+            return Err(blame(error, "", &learner.model));
         }
-        sums.add(part);
+        sums.add(Sums::new(numbers, *targets, *tokens));
     }
-    Ok((sums, numbers.get(parts.len()).map_or(Ok(0.0), |state| learner.settle(state))?))
-}
-
-fn not_finite(examples: &[&SftExample]) -> Error {
-    Error::new(Code::NonFinite, "loss-not-finite", "the loss is not a finite number")
-        .at(format!("among {} ... {}", examples[0].place, examples[examples.len() - 1].place))
-        .fix("lower the learning rate, or look at these rows")
+    let Some((clip, state)) = clip.zip(numbers.get(parts.len())) else { return Ok((sums, 0.0)) };
+    let rows = || among(batch.iter().flatten().map(|e| &*e.place));
+    let norm = learner.check(state).map_err(|error| blame(error.behind(rows()), "", &learner.model))?;
+    learner.update(lr, &clip)?;
+    Ok((sums, norm))
 }
 
 /// The examples as one batch, the rows that predict a target, and the targets.

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{case, check, generate, ppo, reward, score, sft};
+use super::{Case, case, generate, ppo, reward, score, sft};
 use crate::support::{Room, completions};
 
 /// Good rows with a bad third line.
@@ -16,12 +16,11 @@ fn third_row(room: &Room, name: &str, row: &Value) {
     third(room, name, row.to_string());
 }
 
-#[test]
-fn files_that_are_no_data_set() {
-    check(&[
-        case("no such file", |_| sft("--dataset none.jsonl"), 3, "file-missing", &["where: none.jsonl\n"]),
-        case("no such held-out file", |_| sft("--eval-dataset none.jsonl"), 3, "file-missing", &["none.jsonl"]),
-        case("a directory", |_| sft("--dataset model"), 3, "dataset-directory", &["where: model\n"]),
+pub(super) fn files_that_are_no_data_set() -> Vec<Case> {
+    Vec::from([
+        case("no such file", |_| sft("--dataset none.jsonl"), 3, "file-missing"),
+        case("no such held-out file", |_| sft("--eval-dataset none.jsonl"), 3, "file-missing"),
+        case("a directory", |_| sft("--dataset model"), 3, "dataset-directory"),
         case(
             "an empty file",
             |room| {
@@ -30,7 +29,6 @@ fn files_that_are_no_data_set() {
             },
             3,
             "dataset-empty",
-            &["where: data.jsonl\n"],
         ),
         case(
             "blank lines, ppo",
@@ -40,7 +38,6 @@ fn files_that_are_no_data_set() {
             },
             3,
             "dataset-empty",
-            &["where: prompts.jsonl\n"],
         ),
         case(
             "a Parquet file cut in half",
@@ -50,7 +47,6 @@ fn files_that_are_no_data_set() {
             },
             3,
             "parquet-damaged",
-            &["where: data.parquet\n"],
         ),
         case(
             "a CSV file",
@@ -60,14 +56,12 @@ fn files_that_are_no_data_set() {
             },
             3,
             "dataset-invalid-json",
-            &["where: data.csv:1\n"],
         ),
-    ]);
+    ])
 }
 
-#[test]
-fn lines_that_are_no_row() {
-    check(&[
+pub(super) fn lines_that_are_no_row() -> Vec<Case> {
+    Vec::from([
         case(
             "invalid JSON",
             |room| {
@@ -76,7 +70,6 @@ fn lines_that_are_no_row() {
             },
             3,
             "dataset-invalid-json",
-            &["where: data.jsonl:3\n", "column 31"],
         ),
         case(
             "invalid JSON in the held-out data",
@@ -87,7 +80,6 @@ fn lines_that_are_no_row() {
             },
             3,
             "dataset-invalid-json",
-            &["where: held.jsonl:3\n"],
         ),
         case(
             "invalid UTF-8",
@@ -97,7 +89,6 @@ fn lines_that_are_no_row() {
             },
             3,
             "dataset-invalid-utf8",
-            &["where: data.jsonl:3\n", "byte 13"],
         ),
         case(
             "a list",
@@ -107,7 +98,6 @@ fn lines_that_are_no_row() {
             },
             3,
             "dataset-not-an-object",
-            &["where: prompts.jsonl:3\n"],
         ),
         case(
             "JSON without end",
@@ -117,14 +107,12 @@ fn lines_that_are_no_row() {
             },
             3,
             "dataset-invalid-json",
-            &["where: data.jsonl:3\n"],
         ),
-    ]);
+    ])
 }
 
-#[test]
-fn rows_of_another_kind() {
-    check(&[
+pub(super) fn rows_of_another_kind() -> Vec<Case> {
+    Vec::from([
         case(
             "sft without a completion",
             |room| {
@@ -133,15 +121,8 @@ fn rows_of_another_kind() {
             },
             3,
             "dataset-columns",
-            &["where: data.jsonl:3\n", "rename `completions` to `completion`"],
         ),
-        case(
-            "reward without a pair",
-            |_| reward("--dataset data.jsonl"),
-            3,
-            "dataset-columns",
-            &["where: data.jsonl:1\n", "`chosen` and `rejected`"],
-        ),
+        case("reward without a pair", |_| reward("--dataset data.jsonl"), 3, "dataset-columns"),
         case(
             "ppo without a prompt",
             |room| {
@@ -150,14 +131,12 @@ fn rows_of_another_kind() {
             },
             3,
             "dataset-columns",
-            &["where: texts.jsonl:1\n", "`prompt`"],
         ),
-    ]);
+    ])
 }
 
-#[test]
-fn values_of_another_kind() {
-    check(&[
+pub(super) fn values_of_another_kind() -> Vec<Case> {
+    Vec::from([
         case(
             "a number as a text",
             |room| {
@@ -166,7 +145,6 @@ fn values_of_another_kind() {
             },
             3,
             "dataset-column-type",
-            &["where: data.jsonl:3\n", "`completion` is a number"],
         ),
         case(
             "a text and a conversation",
@@ -177,7 +155,6 @@ fn values_of_another_kind() {
             },
             3,
             "dataset-column-type",
-            &["where: data.jsonl:3\n"],
         ),
         case(
             "a turn without a role",
@@ -187,7 +164,6 @@ fn values_of_another_kind() {
             },
             3,
             "dataset-message",
-            &["where: data.jsonl:3\n", "`messages[0].role`"],
         ),
         case(
             "a margin that is a word",
@@ -197,7 +173,6 @@ fn values_of_another_kind() {
             },
             3,
             "dataset-margin",
-            &["where: pairs.jsonl:3\n", "much"],
         ),
         case(
             "a prompt that an assistant ends",
@@ -209,14 +184,12 @@ fn values_of_another_kind() {
             },
             3,
             "prompt-ends-with-assistant",
-            &["where: prompts.jsonl:3\n"],
         ),
-    ]);
+    ])
 }
 
-#[test]
-fn rows_of_which_nothing_is_left() {
-    check(&[
+pub(super) fn rows_of_which_nothing_is_left() -> Vec<Case> {
+    Vec::from([
         case(
             "rows without text",
             |room| {
@@ -225,22 +198,9 @@ fn rows_of_which_nothing_is_left() {
             },
             3,
             "dataset-nothing-left",
-            &["where: data.jsonl\n", "dropped: empty"],
         ),
-        case(
-            "rows of which all is masked",
-            |_| sft("--max-length 4"),
-            3,
-            "dataset-nothing-left",
-            &["where: data.jsonl\n", "dropped: nothing to learn"],
-        ),
-        case(
-            "pairs that are all too long",
-            |_| reward("--max-length 4"),
-            3,
-            "dataset-nothing-left",
-            &["where: pairs.jsonl\n", "dropped: too long"],
-        ),
+        case("rows of which all is masked", |_| sft("--max-length 4"), 3, "dataset-nothing-left"),
+        case("pairs that are all too long", |_| reward("--max-length 4"), 3, "dataset-nothing-left"),
         case(
             "prompts without text",
             |room| {
@@ -249,21 +209,18 @@ fn rows_of_which_nothing_is_left() {
             },
             3,
             "dataset-nothing-left",
-            &["where: prompts.jsonl\n", "dropped: empty"],
         ),
         case(
             "fewer rows than a PPO batch",
             |room| ppo(room, "--per-device-train-batch-size 3 --num-mini-batches 3"),
             3,
             "dataset-smaller-than-batch",
-            &["where: prompts.jsonl\n", "8 prompts", "9 episodes"],
         ),
-    ]);
+    ])
 }
 
-#[test]
-fn rows_that_are_too_long() {
-    check(&[
+pub(super) fn rows_that_are_too_long() -> Vec<Case> {
+    Vec::from([
         case(
             "prompt and response beyond the context, ppo",
             |room| {
@@ -272,30 +229,16 @@ fn rows_that_are_too_long() {
             },
             3,
             "prompt-too-long",
-            &["where: prompts.jsonl:3\n", "64 positions", "60"],
         ),
         case(
             "prompt and response beyond the context, generate",
             |_| generate("--max-new-tokens 60"),
             3,
             "prompt-too-long",
-            &["where: prompts.jsonl:1\n", "8 of 8 prompts"],
         ),
-        case(
-            "a response longer than the context",
-            |room| ppo(room, "--response-length 64"),
-            2,
-            "response-length",
-            &["64 positions"],
-        ),
-        case(
-            "max-length beyond the context, sft",
-            |_| sft("--max-length 65"),
-            2,
-            "context-exceeded",
-            &["64 positions"],
-        ),
-        case("max-length beyond the context, reward", |_| reward("--max-length 65"), 2, "context-exceeded", &["64"]),
+        case("a response longer than the context", |room| ppo(room, "--response-length 64"), 2, "response-length"),
+        case("max-length beyond the context, sft", |_| sft("--max-length 65"), 2, "context-exceeded"),
+        case("max-length beyond the context, reward", |_| reward("--max-length 65"), 2, "context-exceeded"),
         case(
             "a row beyond the context, score",
             |room| {
@@ -304,7 +247,6 @@ fn rows_that_are_too_long() {
             },
             3,
             "strict-row-cut",
-            &["where: data.jsonl:3\n", "81 tokens", "every row gets its line"],
         ),
         case(
             "a row without text, generate",
@@ -314,28 +256,14 @@ fn rows_that_are_too_long() {
             },
             3,
             "strict-row-dropped",
-            &["where: prompts.jsonl:3\n", "every row gets its line"],
         ),
-    ]);
+    ])
 }
 
-#[test]
-fn rows_that_strict_refuses() {
-    check(&[
-        case(
-            "a row that would be cut",
-            |_| sft("--strict --max-length 14"),
-            3,
-            "strict-row-cut",
-            &["where: data.jsonl:2\n", "--strict"],
-        ),
-        case(
-            "a row that would be masked",
-            |_| sft("--strict --max-length 4"),
-            3,
-            "strict-row-dropped",
-            &["where: data.jsonl:1\n", "nothing to learn"],
-        ),
+pub(super) fn rows_that_strict_refuses() -> Vec<Case> {
+    Vec::from([
+        case("a row that would be cut", |_| sft("--strict --max-length 14"), 3, "strict-row-cut"),
+        case("a row that would be masked", |_| sft("--strict --max-length 4"), 3, "strict-row-dropped"),
         case(
             "a row without text",
             |room| {
@@ -344,15 +272,8 @@ fn rows_that_strict_refuses() {
             },
             3,
             "strict-row-dropped",
-            &["where: data.jsonl:3\n", "empty"],
         ),
-        case(
-            "a pair that is too long",
-            |_| reward("--strict --max-length 20"),
-            3,
-            "strict-row-dropped",
-            &["where: pairs.jsonl:3\n", "too long"],
-        ),
+        case("a pair that is too long", |_| reward("--strict --max-length 20"), 3, "strict-row-dropped"),
         case(
             "a prompt without text",
             |room| {
@@ -361,7 +282,6 @@ fn rows_that_strict_refuses() {
             },
             3,
             "strict-row-dropped",
-            &["where: prompts.jsonl:3\n"],
         ),
-    ]);
+    ])
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{case, check, generate, ppo, score, sft};
+use super::{Case, case, generate, ppo, score, sft};
 use crate::support::{Room, conversations};
 
 const CONFIG: &str = "model/config.json";
@@ -14,23 +14,10 @@ fn with_key(room: &Room, fixture: &str, key: &str, value: Value) {
     room.edit(CONFIG, |config| drop(config.insert(key.to_owned(), value)));
 }
 
-#[test]
-fn directories_that_hold_no_model() {
-    check(&[
-        case(
-            "no such directory",
-            |_| sft("--model-name-or-path openai/gpt2"),
-            3,
-            "model-missing",
-            &["where: openai/gpt2\n", "nothing is downloaded"],
-        ),
-        case(
-            "a file as the model",
-            |_| sft("--model-name-or-path data.jsonl"),
-            3,
-            "model-not-directory",
-            &["where: data.jsonl\n"],
-        ),
+pub(super) fn directories_that_hold_no_model() -> Vec<Case> {
+    Vec::from([
+        case("no such directory", |_| sft("--model-name-or-path openai/gpt2"), 3, "model-missing"),
+        case("a file as the model", |_| sft("--model-name-or-path data.jsonl"), 3, "model-not-directory"),
         case(
             "no config.json",
             |room| {
@@ -39,7 +26,6 @@ fn directories_that_hold_no_model() {
             },
             3,
             "file-missing",
-            &["config.json", "where: model\n"],
         ),
         case(
             "a configuration that is not JSON",
@@ -49,7 +35,6 @@ fn directories_that_hold_no_model() {
             },
             3,
             "config-json",
-            &[CONFIG],
         ),
         case(
             "a key twice",
@@ -59,14 +44,12 @@ fn directories_that_hold_no_model() {
             },
             3,
             "config-json",
-            &[CONFIG, "\"n_embd\" stands twice"],
         ),
-    ]);
+    ])
 }
 
-#[test]
-fn configurations_that_are_not_followed() {
-    check(&[
+pub(super) fn configurations_that_are_not_followed() -> Vec<Case> {
+    Vec::from([
         case(
             "an unknown architecture",
             |room| {
@@ -75,7 +58,6 @@ fn configurations_that_are_not_followed() {
             },
             3,
             "config-architecture",
-            &["\"MambaForCausalLM\"", CONFIG, "LlamaForCausalLM"],
         ),
         case(
             "a misspelt architecture",
@@ -85,7 +67,6 @@ fn configurations_that_are_not_followed() {
             },
             3,
             "config-architecture",
-            &["did you mean LlamaForCausalLM?"],
         ),
         case(
             "a sliding window",
@@ -96,7 +77,6 @@ fn configurations_that_are_not_followed() {
             },
             3,
             "config-sliding-window",
-            &[CONFIG, "16"],
         ),
         case(
             "an unknown rope scaling",
@@ -107,14 +87,12 @@ fn configurations_that_are_not_followed() {
             },
             3,
             "rope-unsupported",
-            &["\"yarn\"", CONFIG],
         ),
-    ]);
+    ])
 }
 
-#[test]
-fn options_that_are_not_followed() {
-    check(&[
+pub(super) fn options_that_are_not_followed() -> Vec<Case> {
+    Vec::from([
         case(
             "quantized weights",
             |room| {
@@ -123,7 +101,6 @@ fn options_that_are_not_followed() {
             },
             3,
             "config-quantized",
-            &[CONFIG, "float"],
         ),
         case(
             "another activation",
@@ -133,7 +110,6 @@ fn options_that_are_not_followed() {
             },
             3,
             "config-activation",
-            &["\"relu\"", CONFIG],
         ),
         case(
             "two labels",
@@ -143,14 +119,12 @@ fn options_that_are_not_followed() {
             },
             3,
             "config-labels",
-            &["2 labels", CONFIG],
         ),
-    ]);
+    ])
 }
 
-#[test]
-fn configurations_that_make_no_sense() {
-    check(&[
+pub(super) fn configurations_that_make_no_sense() -> Vec<Case> {
+    Vec::from([
         case(
             "a size that is a word",
             |room| {
@@ -159,7 +133,6 @@ fn configurations_that_make_no_sense() {
             },
             3,
             "config-value",
-            &["`n_layer`", "two", CONFIG],
         ),
         case(
             "a size that is absent",
@@ -169,7 +142,6 @@ fn configurations_that_make_no_sense() {
             },
             3,
             "config-missing-key",
-            &["`n_embd`", CONFIG],
         ),
         case(
             "heads that do not divide the width",
@@ -179,7 +151,6 @@ fn configurations_that_make_no_sense() {
             },
             3,
             "config-size",
-            &[CONFIG, "3 heads"],
         ),
         case(
             "a terabyte of weights that are not there",
@@ -190,7 +161,6 @@ fn configurations_that_make_no_sense() {
             },
             3,
             "weights-shape",
-            &["\"model.embed_tokens.weight\"", "[108, 16]", "[16777216, 32768]"],
         ),
         case(
             "a thousand layers that are not there",
@@ -200,14 +170,12 @@ fn configurations_that_make_no_sense() {
             },
             3,
             "weights-missing-tensor",
-            &["\"model.layers.2."],
         ),
-    ]);
+    ])
 }
 
-#[test]
-fn tokenizers_that_do_not_fit() {
-    check(&[
+pub(super) fn tokenizers_that_do_not_fit() -> Vec<Case> {
+    Vec::from([
         case(
             "no tokenizer",
             |room| {
@@ -216,7 +184,6 @@ fn tokenizers_that_do_not_fit() {
             },
             3,
             "tokenizer-missing",
-            &["tokenizer.json", "where: model\n"],
         ),
         case(
             "a broken tokenizer",
@@ -226,7 +193,6 @@ fn tokenizers_that_do_not_fit() {
             },
             3,
             "tokenizer-invalid",
-            &["model/tokenizer.json"],
         ),
         case(
             "a vocabulary smaller than a token id",
@@ -236,7 +202,6 @@ fn tokenizers_that_do_not_fit() {
             },
             3,
             "vocabulary-too-small",
-            &["\"zzz\"", "500", "108", "where: model\n"],
         ),
         case(
             "a special token that is no token",
@@ -246,7 +211,6 @@ fn tokenizers_that_do_not_fit() {
             },
             3,
             "special-token-unknown",
-            &["\"<eos>\"", "model/tokenizer_config.json"],
         ),
         #[cfg(unix)]
         case(
@@ -258,14 +222,12 @@ fn tokenizers_that_do_not_fit() {
             },
             3,
             "model-link",
-            &["model/tokenizer.json"],
         ),
-    ]);
+    ])
 }
 
-#[test]
-fn tokenizers_that_do_not_fit_each_other() {
-    check(&[
+pub(super) fn tokenizers_that_do_not_fit_each_other() -> Vec<Case> {
+    Vec::from([
         case(
             "reward model and policy with other tokens",
             |room| {
@@ -279,7 +241,6 @@ fn tokenizers_that_do_not_fit_each_other() {
             },
             3,
             "tokenizer-mismatch",
-            &["where: reward\n"],
         ),
         case(
             "a policy with more tokens than the reward model",
@@ -289,9 +250,8 @@ fn tokenizers_that_do_not_fit_each_other() {
             },
             3,
             "vocabulary-too-small",
-            &["where: reward\n", "112", "108"],
         ),
-    ]);
+    ])
 }
 
 /// Takes every end-of-sequence token away.
@@ -302,9 +262,8 @@ fn without_eos(room: &Room) {
     room.edit("model/tokenizer_config.json", |file| drop(file.remove("eos_token")));
 }
 
-#[test]
-fn models_that_never_end() {
-    check(&[
+pub(super) fn models_that_never_end() -> Vec<Case> {
+    Vec::from([
         case(
             "no eos, sft",
             |room| {
@@ -313,7 +272,6 @@ fn models_that_never_end() {
             },
             3,
             "eos-missing",
-            &["where: data.jsonl:1\n", "eos_token"],
         ),
         case(
             "no eos, ppo",
@@ -323,7 +281,6 @@ fn models_that_never_end() {
             },
             3,
             "eos-missing",
-            &["where: model\n", "eos_token_id"],
         ),
         case(
             "no eos, generate",
@@ -333,9 +290,8 @@ fn models_that_never_end() {
             },
             3,
             "eos-missing",
-            &["where: model\n"],
         ),
-    ]);
+    ])
 }
 
 /// Conversations, and a model with this template.
@@ -345,9 +301,8 @@ fn chat(room: &Room, template: &str) -> String {
     sft("")
 }
 
-#[test]
-fn templates_that_do_not_render() {
-    check(&[
+pub(super) fn templates_that_do_not_render() -> Vec<Case> {
+    Vec::from([
         case(
             "no template",
             |room| {
@@ -356,21 +311,13 @@ fn templates_that_do_not_render() {
             },
             3,
             "template-missing",
-            &["where: data.jsonl:1\n", "chat_template.jinja"],
         ),
-        case(
-            "a template that is not Jinja",
-            |room| chat(room, "{% for %}"),
-            3,
-            "template-invalid",
-            &["model/chat_template.jinja"],
-        ),
+        case("a template that is not Jinja", |room| chat(room, "{% for %}"), 3, "template-invalid"),
         case(
             "a template that raises",
             |room| chat(room, "{{ raise_exception('only cats may speak') }}"),
             3,
             "template-raised",
-            &["where: data.jsonl:1\n", "only cats may speak"],
         ),
         case(
             "a template that does not end",
@@ -382,21 +329,18 @@ fn templates_that_do_not_render() {
             },
             3,
             "template-too-much-work",
-            &["where: data.jsonl:1\n"],
         ),
         case(
             "a template that calls itself without end",
             |room| chat(room, "{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(1) }}"),
             3,
             "template-failed",
-            &["where: data.jsonl:1\n"],
         ),
         case(
             "a template that hides the turns",
             |room| chat(room, "{% for m in messages | reverse %}{{ m.content }}<|endoftext|>{% endfor %}"),
             3,
             "template-not-prefix",
-            &["where: data.jsonl:1\n", "generation"],
         ),
-    ]);
+    ])
 }

@@ -1,7 +1,7 @@
 //! Settings that do not exist or contradict each other, models in the wrong role, output that cannot be written, and
 //! numbers that run away.
 
-use super::{case, check, generate, ppo, reward, room, score, sft};
+use super::{Case, case, generate, ppo, reward, room, score, sft};
 use crate::support::Room;
 
 /// A configuration file, and `rlhf sft` with it.
@@ -19,57 +19,60 @@ fn pipeline(room: &Room, text: &str) -> String {
     "run --config run.toml".to_owned()
 }
 
-#[test]
-fn files_of_settings() {
-    check(&[
-        case(
-            "a typing error",
-            |room| with_file(room, "learning_rat = 1e-4\n"),
-            2,
-            "config-unknown-key",
-            &["`learning_rat`", "where: a.toml\n", "did you mean `learning_rate`?"],
-        ),
-        case(
-            "a key of another stage",
-            |room| with_file(room, "kl_coef = 0.1\n"),
-            2,
-            "config-unknown-key",
-            &["`kl_coef`"],
-        ),
-        case(
-            "a word for a number",
-            |room| with_file(room, "learning_rate = \"fast\"\n"),
-            2,
-            "config-value",
-            &["'fast'", "--learning-rate", "where: a.toml\n"],
-        ),
-        case(
-            "a list for a number",
-            |room| with_file(room, "max_length = [64]\n"),
-            2,
-            "config-value",
-            &["`max_length`", "where: a.toml\n"],
-        ),
-        case("a number for a switch", |room| with_file(room, "packing = 3\n"), 2, "config-value", &["--packing"]),
-        case("not a number", |room| with_file(room, "learning_rate = nan\n"), 2, "config-value", &["--learning-rate"]),
-        case("bad TOML", |room| with_file(room, "max_length = 64\nseed =\n"), 2, "config-toml", &["where: a.toml:2\n"]),
-        case(
-            "bad TOML at the start of a line",
-            |room| with_file(room, "max_length = 64\n= 3\n"),
-            2,
-            "config-toml",
-            &["where: a.toml:2\n"],
-        ),
-        case("a key twice", |room| with_file(room, "seed = 1\nseed = 2\n"), 2, "config-toml", &["where: a.toml:2\n"]),
-        case("not UTF-8", |room| with_file(room, b"seed = \"\xff\"\n"), 2, "config-utf8", &["where: a.toml\n"]),
-        case("no such file", |_| sft("--config none.toml"), 3, "file-missing", &["where: none.toml\n"]),
-        case("a directory", |_| sft("--config model"), 3, "file-kind", &["where: model\n"]),
-    ]);
+pub(super) fn files_of_settings() -> Vec<Case> {
+    Vec::from([
+        case("a typing error", |room| with_file(room, "learning_rat = 1e-4\n"), 2, "config-unknown-key"),
+        case("a key of another stage", |room| with_file(room, "kl_coef = 0.1\n"), 2, "config-unknown-key"),
+        case("a word for a number", |room| with_file(room, "learning_rate = \"fast\"\n"), 2, "config-value"),
+        case("a list for a number", |room| with_file(room, "max_length = [64]\n"), 2, "config-value"),
+        case("a number for a switch", |room| with_file(room, "packing = 3\n"), 2, "config-value"),
+        case("not a number", |room| with_file(room, "learning_rate = nan\n"), 2, "config-value"),
+        case("bad TOML", |room| with_file(room, "max_length = 64\nseed =\n"), 2, "config-toml"),
+        case("bad TOML at the start of a line", |room| with_file(room, "max_length = 64\n= 3\n"), 2, "config-toml"),
+        case("a key twice", |room| with_file(room, "seed = 1\nseed = 2\n"), 2, "config-toml"),
+        case("not UTF-8", |room| with_file(room, b"seed = \"\xff\"\n"), 2, "config-utf8"),
+        case("no such file", |_| sft("--config none.toml"), 3, "file-missing"),
+        case("a directory", |_| sft("--config model"), 3, "file-kind"),
+    ])
 }
 
-#[test]
-fn files_of_all_stages() {
-    check(&[
+pub(super) fn files_that_are_no_settings() -> Vec<Case> {
+    let text = |text: &'static str| move |room: &Room| with_file(room, text);
+    let value = "config-value";
+    Vec::from([
+        case("an empty key", text("\"\" = 1\n"), 2, "config-unknown-key"),
+        case("a key that moves the cursor", text("\"\\u001b[2J\" = 1\n"), 2, "config-unknown-key"),
+        case("a key that looks like another", text("learning_rаte = 1\n"), 2, "config-toml"),
+        case("a key as a flag", text("--seed = 1\n"), 2, "config-unknown-key"),
+        case("a colon for an equals sign", text("seed: 1\n"), 2, "config-toml"),
+        case("JSON", text("{\"seed\": 1}\n"), 2, "config-toml"),
+        case("a zero byte", text("seed = 1\0\n"), 2, "config-toml"),
+        case("a text that is not closed", text("\n\ndataset = \"data.jsonl\n"), 2, "config-toml"),
+        case("a table of another stage", text("[ppo]\nkl_coef = 1\n"), 2, "config-unknown-key"),
+        case("a table for a value", text("[learning_rate]\nvalue = 1\n"), 2, value),
+        case("a date for a number", text("seed = 2020-01-01\n"), 2, value),
+        case("a number for a text", text("lr_scheduler_type = 3\n"), 2, value),
+        case("an unknown schedule", text("lr_scheduler_type = \"linaer\"\n"), 2, value),
+        case("a seed below 0", text("seed = -1\n"), 2, value),
+        case("a seed beyond 64 bits", text("seed = 18446744073709551616\n"), 2, "config-toml"),
+        case("a seed that is a fraction", text("seed = 1.5\n"), 2, value),
+        case("infinity", text("learning_rate = inf\n"), 2, value),
+        case("a rate below 0", text("learning_rate = -1e-5\n"), 2, value),
+        case("a rate that is 0 as f32", text("learning_rate = 1e-300\n"), 2, value),
+        case("a share above 1", text("min_lr_ratio = 1.5\n"), 2, value),
+        case("steps beyond all numbers", text("max_steps = 9223372036854775807\n"), 2, value),
+        case("a switch that is a text", text("packing = \"maybe\"\n"), 2, value),
+        case("a value that moves the cursor", text("seed = \"\\u001b[2J\"\n"), 2, value),
+        case("a value of two lines", text("seed = \"1\\n2\"\n"), 2, value),
+        case("the same key in two spellings", text("max_length = 8\nmax-length = 9\n"), 2, value),
+        case("nesting", |room| with_file(room, format!("seed = {}", "[".repeat(100_000))), 2, "config-toml"),
+        case("nesting of tables", |room| with_file(room, format!("a{} = 1\n", ".a".repeat(100_000))), 2, "config-toml"),
+        case("a name of a file that is a pickle", |_| sft("--config model/model.safetensors"), 2, "config-utf8"),
+    ])
+}
+
+pub(super) fn files_of_all_stages() -> Vec<Case> {
+    Vec::from([
         case(
             "a misspelt key at the top",
             |room| {
@@ -79,15 +82,8 @@ fn files_of_all_stages() {
             },
             2,
             "config-unknown-key",
-            &["did you mean `output_dir`?", "where: run.toml\n"],
         ),
-        case(
-            "a misspelt key of a stage",
-            |room| pipeline(room, "kl_coeff = 1\n"),
-            2,
-            "config-unknown-key",
-            &["`kl_coeff` is not a setting of ppo", "did you mean `kl_coef`?"],
-        ),
+        case("a misspelt key of a stage", |room| pipeline(room, "kl_coeff = 1\n"), 2, "config-unknown-key"),
         case(
             "a stage that is no table",
             |room| {
@@ -96,21 +92,13 @@ fn files_of_all_stages() {
             },
             2,
             "config-value",
-            &["`sft` must be a table"],
         ),
-        case(
-            "a stage with its own output",
-            |room| pipeline(room, "output_dir = \"x\"\n"),
-            2,
-            "config-value",
-            &["where: [ppo] of run.toml\n", "out/ppo"],
-        ),
-    ]);
+        case("a stage with its own output", |room| pipeline(room, "output_dir = \"x\"\n"), 2, "config-value"),
+    ])
 }
 
-#[test]
-fn stages_that_lack_something() {
-    check(&[
+pub(super) fn stages_that_lack_something() -> Vec<Case> {
+    Vec::from([
         case(
             "a stage without data",
             |room| {
@@ -122,7 +110,6 @@ fn stages_that_lack_something() {
             },
             2,
             "option-missing",
-            &["`--dataset`", "where: [reward] of run.toml\n"],
         ),
         case(
             "data of a later stage that is not there",
@@ -132,7 +119,6 @@ fn stages_that_lack_something() {
             },
             3,
             "file-missing",
-            &["where: prompts.jsonl\n"],
         ),
         case(
             "no output directory",
@@ -142,105 +128,57 @@ fn stages_that_lack_something() {
             },
             2,
             "option-missing",
-            &["--output-dir"],
         ),
-    ]);
+    ])
 }
 
-#[test]
-fn words_on_the_command_line() {
-    check(&[
-        case("no such command", |_| "sfft".into(), 2, "", &["'sfft'"]),
-        case("a typing error", |_| sft("--learning-rat 1e-4"), 2, "", &["'--learning-rat'", "'--learning-rate'"]),
-        case("held-out data of PPO", |room| ppo(room, "--eval-steps 2"), 2, "", &["'--eval-steps'"]),
-        case("a word for a number", |_| sft("--max-length long"), 2, "", &["'long'", "--max-length"]),
-        case("a learning rate that is not a number", |_| sft("--learning-rate nan"), 2, "", &["a number above 0"]),
-        case("no batch", |_| sft("--per-device-train-batch-size 0"), 2, "", &["--per-device-train-batch-size"]),
-        case("a greedy PPO", |room| ppo(room, "--temperature 0"), 2, "", &["--temperature", "a number above 0"]),
-        case("a temperature of nearly 0", |_| generate("--temperature 1e-300"), 2, "", &["at least 0.0001"]),
-        case("an epsilon that is 0 as f32", |_| sft("--adam-epsilon 1e-300"), 2, "", &["32-bit float"]),
-        case("a dual clip below 1", |room| ppo(room, "--dual-clip 0.5"), 2, "", &["--dual-clip", "a number above 1"]),
-        case("no penalty", |room| ppo(room, "--missing-eos-penalty nan"), 2, "", &["--missing-eos-penalty"]),
+pub(super) fn words_on_the_command_line() -> Vec<Case> {
+    Vec::from([
+        case("no such command", |_| "sfft".into(), 2, ""),
+        case("a typing error", |_| sft("--learning-rat 1e-4"), 2, ""),
+        case("held-out data of PPO", |room| ppo(room, "--eval-steps 2"), 2, ""),
+        case("a word for a number", |_| sft("--max-length long"), 2, ""),
+        case("a learning rate that is not a number", |_| sft("--learning-rate nan"), 2, ""),
+        case("no batch", |_| sft("--per-device-train-batch-size 0"), 2, ""),
+        case("a greedy PPO", |room| ppo(room, "--temperature 0"), 2, ""),
+        case("a temperature of nearly 0", |_| generate("--temperature 1e-300"), 2, ""),
+        case("an epsilon that is 0 as f32", |_| sft("--adam-epsilon 1e-300"), 2, ""),
+        case("a dual clip below 1", |room| ppo(room, "--dual-clip 0.5"), 2, ""),
+        case("no penalty", |room| ppo(room, "--missing-eos-penalty nan"), 2, ""),
         case(
             "a batch beyond all numbers",
             |room| ppo(room, "--per-device-train-batch-size 999999999999 --gradient-accumulation-steps 999999999999"),
             3,
             "dataset-smaller-than-batch",
-            &["8 prompts"],
         ),
-        case("a number of a GPU that is none", |_| sft("--device cuda:x"), 2, "device-unknown", &["`cuda:x`", "cpu"]),
-        case("a device that is none", |_| generate("--device tpu"), 2, "device-unknown", &["`tpu`"]),
-        case("bf16 on the CPU", |_| reward("--dtype bf16"), 2, "dtype-unavailable", &["--dtype f32"]),
-    ]);
+        case("a number of a GPU that is none", |_| sft("--device cuda:x"), 2, "device-unknown"),
+        case("a device that is none", |_| generate("--device tpu"), 2, "device-unknown"),
+        case("bf16 on the CPU", |_| reward("--dtype bf16"), 2, "dtype-unavailable"),
+    ])
 }
 
-#[test]
-fn options_that_are_missing_or_at_odds() {
-    check(&[
-        case(
-            "no model",
-            |_| "sft --dataset data.jsonl --output-dir out".into(),
-            2,
-            "option-missing",
-            &["`--model-name-or-path`"],
-        ),
-        case(
-            "no data",
-            |_| "sft --model-name-or-path model --output-dir out".into(),
-            2,
-            "option-missing",
-            &["`--dataset`"],
-        ),
-        case(
-            "no output",
-            |_| "sft --model-name-or-path model --dataset data.jsonl".into(),
-            2,
-            "option-missing",
-            &["`--output-dir`"],
-        ),
+pub(super) fn options_that_are_missing_or_at_odds() -> Vec<Case> {
+    Vec::from([
+        case("no model", |_| "sft --dataset data.jsonl --output-dir out".into(), 2, "option-missing"),
+        case("no data", |_| "sft --model-name-or-path model --output-dir out".into(), 2, "option-missing"),
+        case("no output", |_| "sft --model-name-or-path model --dataset data.jsonl".into(), 2, "option-missing"),
         case(
             "no reward model",
             |_| "ppo --sft-model-path model --dataset prompts.jsonl --output-dir out".into(),
             2,
             "option-missing",
-            &["`--reward-model-path`"],
         ),
-        case(
-            "two policies",
-            |room| ppo(room, "--model-name-or-path other"),
-            2,
-            "model-twice",
-            &["--sft-model-path", "--model-name-or-path"],
-        ),
-        case("evaluations of nothing", |_| sft("--eval-steps 2"), 2, "eval-without-data", &["--eval-dataset"]),
-        case("two losses", |_| sft("--assistant-only-loss --completion-only-loss"), 2, "loss-ambiguous", &[]),
-        case(
-            "assistant turns of plain rows",
-            |_| sft("--assistant-only-loss"),
-            2,
-            "loss-needs-conversation",
-            &["where: data.jsonl:1\n"],
-        ),
-    ]);
+        case("two policies", |room| ppo(room, "--model-name-or-path other"), 2, "model-twice"),
+        case("evaluations of nothing", |_| sft("--eval-steps 2"), 2, "eval-without-data"),
+        case("two losses", |_| sft("--assistant-only-loss --completion-only-loss"), 2, "loss-ambiguous"),
+        case("assistant turns of plain rows", |_| sft("--assistant-only-loss"), 2, "loss-needs-conversation"),
+    ])
 }
 
-#[test]
-fn models_in_the_wrong_role() {
-    check(&[
-        case(
-            "a reward model as policy",
-            |room| ppo(room, "--sft-model-path reward"),
-            3,
-            "not-a-language-model",
-            &["where: reward\n"],
-        ),
-        case(
-            "a policy as reward model",
-            |room| ppo(room, "--reward-model-path model"),
-            3,
-            "not-a-reward-model",
-            &["where: model\n", "rlhf reward"],
-        ),
+pub(super) fn models_in_the_wrong_role() -> Vec<Case> {
+    Vec::from([
+        case("a reward model as policy", |room| ppo(room, "--sft-model-path reward"), 3, "not-a-language-model"),
+        case("a policy as reward model", |room| ppo(room, "--reward-model-path model"), 3, "not-a-reward-model"),
         case(
             "a reward model for sft",
             |room| {
@@ -249,7 +187,6 @@ fn models_in_the_wrong_role() {
             },
             3,
             "not-a-language-model",
-            &["where: reward\n"],
         ),
         case(
             "a reward model that is to speak",
@@ -259,21 +196,13 @@ fn models_in_the_wrong_role() {
             },
             3,
             "not-a-language-model",
-            &["where: reward\n", "rlhf score"],
         ),
-        case(
-            "a reward model without statistics",
-            |room| ppo(room, "--normalize-reward"),
-            3,
-            "reward-statistics",
-            &["reward/reward_statistics.json"],
-        ),
-    ]);
+        case("a reward model without statistics", |room| ppo(room, "--normalize-reward"), 3, "reward-statistics"),
+    ])
 }
 
-#[test]
-fn output_that_cannot_be_written() {
-    check(&[
+pub(super) fn output_that_cannot_be_written() -> Vec<Case> {
+    Vec::from([
         case(
             "a directory with files",
             |room| {
@@ -283,7 +212,6 @@ fn output_that_cannot_be_written() {
             },
             2,
             "output-exists",
-            &["where: out\n"],
         ),
         case(
             "a directory with files, dry",
@@ -294,15 +222,8 @@ fn output_that_cannot_be_written() {
             },
             2,
             "output-exists",
-            &["where: out\n"],
         ),
-        case(
-            "a directory with files, demo",
-            |_| "demo --quick --output-dir model".into(),
-            2,
-            "output-exists",
-            &["where: model\n"],
-        ),
+        case("a directory with files, demo", |_| "demo --quick --output-dir model".into(), 2, "output-exists"),
         case(
             "a stage's directory with files",
             |room| {
@@ -312,32 +233,18 @@ fn output_that_cannot_be_written() {
             },
             2,
             "output-exists",
-            &["out/ppo"],
         ),
-        case("a file", |_| sft("--output-dir pairs.jsonl"), 2, "output-not-directory", &["where: pairs.jsonl\n"]),
-        case(
-            "a file, dry",
-            |_| sft("--output-dir pairs.jsonl --dry-run"),
-            2,
-            "output-not-directory",
-            &["where: pairs.jsonl\n"],
-        ),
-        case("below a file", |_| sft("--output-dir pairs.jsonl/out"), 3, "file-kind", &["pairs.jsonl/out"]),
-    ]);
+        case("a file", |_| sft("--output-dir pairs.jsonl"), 2, "output-not-directory"),
+        case("a file, dry", |_| sft("--output-dir pairs.jsonl --dry-run"), 2, "output-not-directory"),
+        case("below a file", |_| sft("--output-dir pairs.jsonl/out"), 3, "file-kind"),
+    ])
 }
 
-#[test]
-fn output_files_that_cannot_be_written() {
-    check(&[
-        case("scores over their input", |_| score("--output data.jsonl"), 2, "output-is-input", &["data.jsonl"]),
-        case(
-            "answers over their prompts",
-            |_| generate("--output ./prompts.jsonl"),
-            2,
-            "output-is-input",
-            &["prompts.jsonl"],
-        ),
-        case("answers over a directory", |_| generate("--output model"), 2, "output-not-file", &["where: model\n"]),
+pub(super) fn output_files_that_cannot_be_written() -> Vec<Case> {
+    Vec::from([
+        case("scores over their input", |_| score("--output data.jsonl"), 2, "output-is-input"),
+        case("answers over their prompts", |_| generate("--output ./prompts.jsonl"), 2, "output-is-input"),
+        case("answers over a directory", |_| generate("--output model"), 2, "output-not-file"),
         #[cfg(unix)]
         case(
             "scores over a link",
@@ -347,31 +254,17 @@ fn output_files_that_cannot_be_written() {
             },
             2,
             "output-not-file",
-            &["where: link.jsonl\n"],
         ),
-        case("scores into no directory", |_| score("--output none/out.jsonl"), 3, "file-missing", &["none/out.jsonl"]),
-    ]);
+        case("scores into no directory", |_| score("--output none/out.jsonl"), 3, "file-missing"),
+    ])
 }
 
-#[test]
-fn numbers_that_run_away() {
-    check(&[
-        case(
-            "sft",
-            |_| sft("--learning-rate 1e30 --per-device-train-batch-size 2"),
-            6,
-            "loss-not-finite",
-            &["where: sft step 2, among data.jsonl:"],
-        ),
-        case(
-            "reward",
-            |_| reward("--learning-rate 1e30 --per-device-train-batch-size 2"),
-            6,
-            "loss-not-finite",
-            &["where: reward step 2, among pairs.jsonl:"],
-        ),
-        case("ppo", |room| ppo(room, "--learning-rate 1e30"), 6, "loss-not-finite", &["where: ppo step 1, episodes ["]),
-    ]);
+pub(super) fn numbers_that_run_away() -> Vec<Case> {
+    Vec::from([
+        case("sft", |_| sft("--learning-rate 1e30 --per-device-train-batch-size 2"), 6, "loss-not-finite"),
+        case("reward", |_| reward("--learning-rate 1e30 --per-device-train-batch-size 2"), 6, "loss-not-finite"),
+        case("ppo", |room| ppo(room, "--learning-rate 1e30"), 6, "loss-not-finite"),
+    ])
 }
 
 /// Two processes and one output directory: the second learns who the first is, whether or not that has written yet.

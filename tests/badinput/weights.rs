@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::json;
 
-use super::{case, check, generate, ppo, reward, score, sft};
+use super::{Case, case, generate, ppo, reward, score, sft};
 use crate::support::{Room, Stored};
 
 const WEIGHTS: &str = "model/model.safetensors";
@@ -42,9 +42,8 @@ fn sharded(room: &Room) {
     room.model("model", "qwen2_untied");
 }
 
-#[test]
-fn directories_without_weights() {
-    check(&[
+pub(super) fn directories_without_weights() -> Vec<Case> {
+    Vec::from([
         case(
             "no weights",
             |room| {
@@ -53,7 +52,6 @@ fn directories_without_weights() {
             },
             3,
             "weights-missing",
-            &["model.safetensors", "where: model\n", "fix: "],
         ),
         case(
             "only a pickle",
@@ -64,7 +62,6 @@ fn directories_without_weights() {
             },
             3,
             "weights-pickle",
-            &["pytorch_model.bin", "where: model\n", "save_pretrained"],
         ),
         case(
             "only an adapter",
@@ -74,14 +71,12 @@ fn directories_without_weights() {
             },
             3,
             "weights-missing",
-            &["adapter_model.safetensors", "merge"],
         ),
-    ]);
+    ])
 }
 
-#[test]
-fn files_that_are_cut() {
-    check(&[
+pub(super) fn files_that_are_cut() -> Vec<Case> {
+    Vec::from([
         case(
             "half of the file",
             |room| {
@@ -90,7 +85,6 @@ fn files_that_are_cut() {
             },
             3,
             "weights-truncated",
-            &[WEIGHTS],
         ),
         case(
             "one byte short",
@@ -100,7 +94,6 @@ fn files_that_are_cut() {
             },
             3,
             "weights-truncated",
-            &[WEIGHTS],
         ),
         case(
             "cut inside the header",
@@ -110,7 +103,6 @@ fn files_that_are_cut() {
             },
             3,
             "weights-truncated",
-            &[WEIGHTS],
         ),
         case(
             "an empty file",
@@ -120,7 +112,6 @@ fn files_that_are_cut() {
             },
             3,
             "weights-truncated",
-            &[WEIGHTS],
         ),
         case(
             "more bytes than tensors",
@@ -131,14 +122,12 @@ fn files_that_are_cut() {
             },
             3,
             "weights-header",
-            &[WEIGHTS, "4 of"],
         ),
-    ]);
+    ])
 }
 
-#[test]
-fn headers_that_lie() {
-    check(&[
+pub(super) fn headers_that_lie() -> Vec<Case> {
+    Vec::from([
         case(
             "a header that is not JSON",
             |room| {
@@ -147,7 +136,6 @@ fn headers_that_lie() {
             },
             3,
             "weights-header",
-            &[WEIGHTS],
         ),
         case(
             "a header longer than memory",
@@ -157,7 +145,6 @@ fn headers_that_lie() {
             },
             3,
             "weights-header",
-            &[WEIGHTS],
         ),
         case(
             "a tensor that claims to be huge",
@@ -170,7 +157,6 @@ fn headers_that_lie() {
             },
             3,
             "weights-header",
-            &[WEIGHTS, "\"a\""],
         ),
         case(
             "tensors that overlap",
@@ -182,14 +168,12 @@ fn headers_that_lie() {
             },
             3,
             "weights-header",
-            &[WEIGHTS, "overlaps"],
         ),
-    ]);
+    ])
 }
 
-#[test]
-fn tensors_that_are_missing() {
-    check(&[
+pub(super) fn tensors_that_are_missing() -> Vec<Case> {
+    Vec::from([
         case(
             "a missing tensor, sft",
             |room| {
@@ -198,7 +182,6 @@ fn tensors_that_are_missing() {
             },
             3,
             "weights-missing-tensor",
-            &["\"transformer.h.1.ln_2.weight\"", "where: model\n"],
         ),
         case(
             "a missing tensor, reward",
@@ -208,7 +191,6 @@ fn tensors_that_are_missing() {
             },
             3,
             "weights-missing-tensor",
-            &["\"transformer.h.1.ln_2.weight\""],
         ),
         case(
             "a missing tensor, ppo",
@@ -218,7 +200,6 @@ fn tensors_that_are_missing() {
             },
             3,
             "weights-missing-tensor",
-            &["\"transformer.h.1.ln_2.weight\""],
         ),
         case(
             "a missing score head",
@@ -229,14 +210,12 @@ fn tensors_that_are_missing() {
             },
             3,
             "weights-missing-tensor",
-            &["\"score.weight\"", "where: reward\n"],
         ),
-    ]);
+    ])
 }
 
-#[test]
-fn tensors_that_cannot_be_used() {
-    check(&[
+pub(super) fn tensors_that_cannot_be_used() -> Vec<Case> {
+    Vec::from([
         case(
             "a wrong shape",
             |room| {
@@ -245,7 +224,6 @@ fn tensors_that_cannot_be_used() {
             },
             3,
             "weights-shape",
-            &["\"transformer.wpe.weight\"", "[16, 64]", "[64, 16]", WEIGHTS],
         ),
         case(
             "weights that are integers",
@@ -255,7 +233,6 @@ fn tensors_that_cannot_be_used() {
             },
             3,
             "weights-dtype",
-            &["\"transformer.ln_f.bias\"", "I32", WEIGHTS],
         ),
         case(
             "NaN in the weights, sft",
@@ -265,7 +242,6 @@ fn tensors_that_cannot_be_used() {
             },
             3,
             "weights-not-finite",
-            &["\"transformer.h.0.mlp.c_fc.weight\"", "index 5", WEIGHTS],
         ),
         case(
             "NaN in the weights, ppo",
@@ -275,7 +251,6 @@ fn tensors_that_cannot_be_used() {
             },
             3,
             "weights-not-finite",
-            &["\"transformer.h.0.mlp.c_fc.weight\"", "index 5"],
         ),
         case(
             "infinity in bf16 weights",
@@ -288,14 +263,12 @@ fn tensors_that_cannot_be_used() {
             },
             3,
             "weights-not-finite",
-            &["\"transformer.ln_f.weight\"", "index 0"],
         ),
-    ]);
+    ])
 }
 
-#[test]
-fn shards_that_do_not_belong_together() {
-    check(&[
+pub(super) fn shards_that_do_not_belong_together() -> Vec<Case> {
+    Vec::from([
         case(
             "a missing shard",
             |room| {
@@ -305,7 +278,6 @@ fn shards_that_do_not_belong_together() {
             },
             3,
             "weights-index",
-            &["model-00002-of-00003.safetensors", INDEX],
         ),
         case(
             "a truncated shard",
@@ -316,7 +288,6 @@ fn shards_that_do_not_belong_together() {
             },
             3,
             "weights-truncated",
-            &["model/model-00003-of-00003.safetensors"],
         ),
         case(
             "a path as the name of a shard",
@@ -332,7 +303,6 @@ fn shards_that_do_not_belong_together() {
             },
             3,
             "weights-shard-name",
-            &["\"../x.safetensors\"", INDEX],
         ),
         case(
             "a tensor that is in no shard",
@@ -343,7 +313,6 @@ fn shards_that_do_not_belong_together() {
             },
             3,
             "weights-index",
-            &["\"ghost\"", INDEX],
         ),
         case(
             "an index that is not JSON",
@@ -354,7 +323,262 @@ fn shards_that_do_not_belong_together() {
             },
             3,
             "weights-index",
-            &[INDEX],
         ),
-    ]);
+    ])
+}
+
+/// A weights file with this header, and this many bytes behind it.
+fn header(text: impl Into<String>, data: usize) -> impl Fn(&Room) -> String + Send + Sync {
+    let text = text.into();
+    move |room| {
+        room.write(WEIGHTS, [&(text.len() as u64).to_le_bytes(), text.as_bytes(), &vec![0; data]].concat());
+        sft("")
+    }
+}
+
+/// A weights file with the entry of one tensor, `a`.
+fn entry(entry: &serde_json::Value, data: usize) -> impl Fn(&Room) -> String + Send + Sync + use<> {
+    header(json!({ "a": entry }).to_string(), data)
+}
+
+/// A weights file that begins with these bytes.
+fn start(bytes: impl Into<Vec<u8>>) -> impl Fn(&Room) -> String + Send + Sync {
+    let bytes = bytes.into();
+    move |room| {
+        room.write(WEIGHTS, &bytes);
+        sft("")
+    }
+}
+
+pub(super) fn headers_of_no_file() -> Vec<Case> {
+    let id = "weights-header";
+    let tensor = |dtype: &str, shape: serde_json::Value, from: u64, to: u64| json!({ "dtype": dtype, "shape": shape, "data_offsets": [from, to] });
+    let many = (0..100_000).map(|i| format!("\"{i}\":{{\"dtype\":\"F32\",\"shape\":[0],\"data_offsets\":[0,0]}}"));
+    Vec::from([
+        case("seven bytes", start([0; 7]), 3, "weights-truncated"),
+        case("a header of no bytes", start([0; 8]), 3, id),
+        case("a header of one byte", start([&1_u64.to_le_bytes()[..], b"{"].concat()), 3, id),
+        case("a header of 100 MB in a small file", start([&100_000_000_u64.to_le_bytes()[..], b"{}"].concat()), 3, id),
+        case(
+            "a header of 16 MB in a small file",
+            start([&16_000_000_u64.to_le_bytes()[..], b"{}"].concat()),
+            3,
+            "weights-truncated",
+        ),
+        case("a pickle by the name of weights", start(b"PK\x03\x04rest of the archive".to_vec()), 3, id),
+        case(
+            "a text by the name of weights",
+            start(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n".to_vec()),
+            3,
+            id,
+        ),
+        case("a space before the header", header(" {}", 0), 3, id),
+        case("a list", header("[]", 0), 3, id),
+        case("bytes that are no text", start([&8_u64.to_le_bytes()[..], b"{\"\xff\": 1}"].concat()), 3, id),
+        case("a byte order mark", header("\u{feff}{}", 0), 3, id),
+        case("nesting", header(format!("{{\"a\":{}", "[".repeat(100_000)), 0), 3, id),
+        case("no tensors", header("{}", 0), 3, "weights-missing-tensor"),
+        case("a tensor that is a number", header("{\"a\": 1}", 0), 3, id),
+        case(
+            "a tensor twice",
+            header(
+                "{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]},\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}",
+                4,
+            ),
+            3,
+            id,
+        ),
+        case("metadata twice", header("{\"__metadata__\":{},\"__metadata__\":{}}", 0), 3, id),
+        case("metadata that is a number", header("{\"__metadata__\": 3}", 0), 3, id),
+        case("metadata of numbers", header("{\"__metadata__\": {\"a\": 3}}", 0), 3, id),
+        case("no name", header(json!({ "": tensor("F32", json!([1]), 0, 4) }).to_string(), 4), 3, id),
+        case(
+            "a name without end",
+            header(json!({ "a".repeat(5000): tensor("F32", json!([1]), 0, 4) }).to_string(), 4),
+            3,
+            id,
+        ),
+        case(
+            "a name that moves the cursor",
+            header(json!({ "\u{1b}[2J\u{202e}": tensor("F99", json!([1]), 0, 4) }).to_string(), 4),
+            3,
+            id,
+        ),
+        case("an unknown dtype", entry(&tensor("F128", json!([1]), 0, 16), 16), 3, id),
+        case(
+            "a dtype that is a number",
+            entry(&json!({ "dtype": 32, "shape": [1], "data_offsets": [0, 4] }), 4),
+            3,
+            id,
+        ),
+        case(
+            "an unknown key",
+            entry(&json!({ "dtype": "F32", "shape": [1], "data_offsets": [0, 4], "x": 1 }), 4),
+            3,
+            id,
+        ),
+        case("no shape", entry(&json!({ "dtype": "F32", "data_offsets": [0, 4] }), 4), 3, id),
+        case("no range", entry(&json!({ "dtype": "F32", "shape": [1] }), 4), 3, id),
+        case("a size below 0", entry(&tensor("F32", json!([-1]), 0, 4), 4), 3, id),
+        case("a size that is a fraction", entry(&tensor("F32", json!([1.5]), 0, 6), 6), 3, id),
+        case("nine dimensions", entry(&tensor("F32", json!([1, 1, 1, 1, 1, 1, 1, 1, 1]), 0, 4), 4), 3, id),
+        case("a million dimensions", entry(&tensor("F32", json!(vec![1; 1_000_000]), 0, 4), 4), 3, id),
+        case(
+            "sizes whose product begins anew",
+            entry(&tensor("F32", json!([1_u64 << 32, 1_u64 << 32, 4]), 0, 16), 16),
+            3,
+            id,
+        ),
+        case(
+            "a size of 0 and one of 2^63",
+            entry(&tensor("F32", json!([0, 1_u64 << 63]), 0, 0), 0),
+            3,
+            "weights-missing-tensor",
+        ),
+        case("a range of three", entry(&json!({ "dtype": "F32", "shape": [1], "data_offsets": [0, 4, 8] }), 8), 3, id),
+        case("a range that runs backward", entry(&tensor("F32", json!([1]), 4, 0), 4), 3, id),
+        case("a range below 0", entry(&json!({ "dtype": "F32", "shape": [1], "data_offsets": [-4, 0] }), 4), 3, id),
+        case(
+            "a range of a terabyte",
+            entry(&tensor("F32", json!([1_u64 << 38]), 0, 1 << 40), 16),
+            3,
+            "weights-truncated",
+        ),
+        case("a range at the end of all numbers", entry(&tensor("U8", json!([4]), u64::MAX - 4, u64::MAX), 4), 3, id),
+        case("a shape larger than its range", entry(&tensor("F32", json!([2]), 0, 4), 4), 3, id),
+        case("a shape smaller than its range", entry(&tensor("F32", json!([1]), 0, 8), 8), 3, id),
+        case("half a byte", entry(&tensor("F4", json!([1]), 0, 1), 1), 3, id),
+        case("a hole at the start", entry(&tensor("F32", json!([1]), 4, 8), 8), 3, id),
+        case(
+            "a hole in the middle",
+            header(
+                json!({ "a": tensor("F32", json!([1]), 0, 4), "b": tensor("F32", json!([1]), 8, 12) }).to_string(),
+                12,
+            ),
+            3,
+            id,
+        ),
+        case(
+            "half an overlap",
+            header(
+                json!({ "a": tensor("F32", json!([2]), 0, 8), "b": tensor("F32", json!([2]), 4, 12) }).to_string(),
+                12,
+            ),
+            3,
+            id,
+        ),
+        case("bytes of no tensor", entry(&tensor("F32", json!([1]), 0, 4), 9), 3, id),
+        case(
+            "a hundred thousand tensors of nothing",
+            header(format!("{{{}}}", many.collect::<Vec<_>>().join(",")), 0),
+            3,
+            "weights-missing-tensor",
+        ),
+    ])
+}
+
+/// The sharded fixture with a change to its index.
+fn index(
+    change: fn(&mut serde_json::Map<String, serde_json::Value>),
+) -> impl Fn(&Room) -> String + Send + Sync + use<> {
+    move |room| {
+        sharded(room);
+        room.edit(INDEX, change);
+        sft("")
+    }
+}
+
+/// An index that names one shard.
+fn shard(name: &'static str) -> impl Fn(&Room) -> String + Send + Sync + use<> {
+    move |room| {
+        sharded(room);
+        room.edit(INDEX, |index| {
+            let map = index["weight_map"].as_object_mut().unwrap();
+            *map.values_mut().next().unwrap() = name.into();
+        });
+        sft("")
+    }
+}
+
+fn index_text<T: AsRef<[u8]> + Send + Sync>(text: T) -> impl Fn(&Room) -> String + Send + Sync + use<T> {
+    move |room| {
+        sharded(room);
+        room.write(INDEX, &text);
+        sft("")
+    }
+}
+
+pub(super) fn indices_of_no_model() -> Vec<Case> {
+    let (id, name) = ("weights-index", "weights-shard-name");
+    Vec::from([
+        case("nothing", index_text(""), 3, id),
+        case("a list", index_text("[]"), 3, id),
+        case("no map", index_text("{\"metadata\": {}}"), 3, id),
+        case("an empty map", index_text("{\"weight_map\": {}}"), 3, id),
+        case("a map that is a list", index_text("{\"weight_map\": []}"), 3, id),
+        case("a shard that is a number", index_text("{\"weight_map\": {\"a\": 1}}"), 3, id),
+        case("a shard that is null", index_text("{\"weight_map\": {\"a\": null}}"), 3, id),
+        case(
+            "a tensor twice",
+            index_text("{\"weight_map\": {\"a\": \"b.safetensors\", \"a\": \"c.safetensors\"}}"),
+            3,
+            id,
+        ),
+        case(
+            "a size that is a text",
+            index_text("{\"metadata\": {\"total_size\": \"big\"}, \"weight_map\": {}}"),
+            3,
+            id,
+        ),
+        case("bytes that are no text", index_text(b"{\"\xff\": 1}"), 3, "config-json"),
+        case("nesting", index_text("[".repeat(100_000)), 3, id),
+        case(
+            "thousands of shards",
+            index_text(format!(
+                "{{\"weight_map\": {{{}}}}}",
+                (0..2000).map(|i| format!("\"{i}\": \"{i}.safetensors\"")).collect::<Vec<_>>().join(",")
+            )),
+            3,
+            id,
+        ),
+        case("a shard upward", shard("../model-00001-of-00003.safetensors"), 3, name),
+        case("a shard far upward", shard("../../../../../../etc/passwd"), 3, name),
+        case("a shard from the root", shard("/etc/passwd.safetensors"), 3, name),
+        case("a shard below", shard("sub/x.safetensors"), 3, name),
+        case("a shard on another drive", shard("C:\\x.safetensors"), 3, name),
+        case("a shard that is hidden", shard(".x.safetensors"), 3, name),
+        case("a shard that is no safetensors", shard("pytorch_model-00001.bin"), 3, name),
+        case("a shard that is the directory", shard("."), 3, name),
+        case("a shard without a name", shard(""), 3, name),
+        case("a shard of zero bytes in its name", shard("a\u{0}.safetensors"), 3, name),
+        case("a shard that moves the cursor", shard("\u{1b}[2J.safetensors"), 3, name),
+        case("a shard that is not there", shard("none.safetensors"), 3, id),
+        case(
+            "a tensor in another shard",
+            index(|index| {
+                let map = index["weight_map"].as_object_mut().unwrap();
+                let (first, last) = (map["model.embed_tokens.weight"].clone(), map["model.norm.weight"].clone());
+                (map["model.embed_tokens.weight"], map["model.norm.weight"]) = (last, first);
+            }),
+            3,
+            id,
+        ),
+        case(
+            "a tensor that the index lacks",
+            index(|index| drop(index["weight_map"].as_object_mut().unwrap().remove("model.norm.weight"))),
+            3,
+            id,
+        ),
+        case(
+            "a shard that is a directory",
+            |room| {
+                sharded(room);
+                remove(room, "model/model-00001-of-00003.safetensors");
+                std::fs::create_dir(room.path("model/model-00001-of-00003.safetensors")).unwrap();
+                sft("")
+            },
+            3,
+            "model-file",
+        ),
+    ])
 }

@@ -107,7 +107,7 @@ pub(super) fn check(doing: &str, result: CUresult) -> Result<()> {
 }
 
 /// The error for a number, with the driver's own name and text for it.
-fn explain(doing: &str, number: u32, name: &str, text: &str) -> Error {
+pub(crate) fn explain(doing: &str, number: u32, name: &str, text: &str) -> Error {
     let class = CLASSES.iter().find(|class| class.numbers.contains(&number)).unwrap_or(&OTHER);
     Error::new(class.code, class.id, format!("{doing} failed: {}", class.meaning))
         .because(format!("{name} ({number}): {text}"))
@@ -156,6 +156,23 @@ mod tests {
             assert!(text.contains(&format!("CUDA_ERROR_X ({number}): in words")), "{text}");
             assert!(text.contains("\n  fix: "), "{text}");
         }
+    }
+
+    #[test]
+    fn every_number_of_the_table_has_its_exit_code() {
+        let memory: &[u32] = &[2];
+        let device: &[u32] = &[
+            3, 4, 34, 36, 46, 100, 101, 200, 201, 209, 214, 218, 220, 221, 222, 223, 226, 304, 700, 702, 709, 710, 714,
+            715, 716, 717, 718, 719, 802, 803, 804, 805, 806, 807, 808, 809, 810, 999,
+        ];
+        let mut known: Vec<u32> = CLASSES.iter().flat_map(|class| class.numbers).copied().collect();
+        known.sort_unstable();
+        let code = |number: u32| explain("working", number, "CUDA_ERROR_X", "in words").code();
+        for (numbers, expected) in [(memory, Code::Resources), (device, Code::Device)] {
+            numbers.iter().for_each(|number| assert_eq!(code(*number), expected, "{number}"));
+        }
+        assert_eq!(known, [memory, device].concat());
+        assert!((0..2000).filter(|number| !known.contains(number)).all(|number| code(number) == Code::Failure));
     }
 
     #[test]

@@ -13,8 +13,8 @@ use serde_json::{Map, Value, json};
 use super::super::config::{StoredDtype, printable, quoted};
 use crate::error::{Error, Result};
 
-/// The format's own limit.
-const HEADER_BYTES_MAX: u64 = 100_000_000;
+/// About 100 000 tensors, ten times as many as a model has; the format's own limit is 100 MB.
+const HEADER_BYTES_MAX: u64 = 16 << 20;
 /// The length before the header.
 const PREFIX_BYTES: u64 = 8;
 /// Longer names are not names.
@@ -55,7 +55,7 @@ pub(super) fn tag(dtype: StoredDtype) -> &'static str {
 }
 
 /// The dtypes that we read.
-pub(super) fn stored(tag: &str) -> Option<StoredDtype> {
+pub(crate) fn stored(tag: &str) -> Option<StoredDtype> {
     match tag {
         "F16" => Some(StoredDtype::F16),
         "BF16" => Some(StoredDtype::BF16),
@@ -74,22 +74,22 @@ pub(super) fn width(dtype: StoredDtype) -> u64 {
 
 /// Where one tensor lies.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Tensor {
+pub(crate) struct Tensor {
     /// The format's name of the dtype.
-    pub(super) dtype: &'static str,
+    pub(crate) dtype: &'static str,
     /// Sizes of the dimensions.
-    pub(super) shape: Vec<usize>,
+    pub(crate) shape: Vec<usize>,
     /// First byte, from the start of the file.
-    pub(super) begin: u64,
+    pub(crate) begin: u64,
     /// Number of bytes: the elements times the dtype's width, and inside the file.
-    pub(super) bytes: u64,
+    pub(crate) bytes: u64,
 }
 
 /// Reads and checks the header of a file of `file_bytes` bytes.
 ///
 /// # Errors
 /// `weights-truncated` when the file is shorter than it says; `weights-header` for anything else that is wrong.
-pub(super) fn read_header(file: &mut dyn Read, file_bytes: u64, place: &str) -> Result<BTreeMap<String, Tensor>> {
+pub(crate) fn read_header(file: &mut dyn Read, file_bytes: u64, place: &str) -> Result<BTreeMap<String, Tensor>> {
     let bad = |why: String| {
         Error::input("weights-header", "the safetensors header is not valid")
             .at(place)
@@ -105,9 +105,22 @@ pub(super) fn read_header(file: &mut dyn Read, file_bytes: u64, place: &str) -> 
     };
     let mut prefix = [0; PREFIX_BYTES as usize];
     file.read_exact(&mut prefix).map_err(reading)?;
+    let foreign = |why: &str, fix: &str| {
+        let error = Error::input("weights-header", "the file is no safetensors file").at(place);
+        Err(error.because(why).fix(fix))
+    };
+    if prefix == *b"version " {
+        return foreign("it is a Git LFS pointer: the weights were not downloaded", "download them: `git lfs pull`");
+    }
+    if prefix.starts_with(b"PK\x03\x04") {
+        return foreign(
+            "it is a zip archive, such as torch.save writes; reading a pickle can run any program",
+            "if you trust it, load it in Python and save it with save_pretrained",
+        );
+    }
     let header_bytes = u64::from_le_bytes(prefix);
     if header_bytes > HEADER_BYTES_MAX {
-        return Err(bad(format!("it claims {header_bytes} bytes; the format allows {HEADER_BYTES_MAX}")));
+        return Err(bad(format!("it claims {header_bytes} bytes; at most {HEADER_BYTES_MAX} are read")));
     }
     let Some(data_bytes) = after_prefix.checked_sub(header_bytes) else {
         return Err(truncated(place, format!("the header takes {header_bytes} bytes and the file has {file_bytes}")));

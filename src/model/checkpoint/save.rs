@@ -3,7 +3,7 @@
 //! last, so a directory that was not finished is not taken for a model. Equal input gives equal bytes.
 
 use std::borrow::Cow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
@@ -192,6 +192,36 @@ fn shards(tensors: &[TensorSpec], dtype: StoredDtype, bytes_max: u64) -> Result<
     }
     full.push(open);
     Ok(full)
+}
+
+/// Files by name, with their paths.
+pub(crate) type NamedFiles = Vec<(String, PathBuf)>;
+
+/// The files that the model in `dir` is read from, by what they decide.
+///
+/// # Errors
+/// `model-link`, `model-file`; input and output errors.
+pub(crate) fn source_files(dir: &Path) -> Result<[(&'static str, NamedFiles); 3]> {
+    let present = |names: &[&str]| -> Result<NamedFiles> {
+        let found = names.iter().map(|name| Ok(model_file(dir, name)?.map(|path| ((*name).to_owned(), path))));
+        found.filter_map(Result::transpose).collect()
+    };
+    let mut weights: NamedFiles = weights_files(dir)?
+        .into_iter()
+        .map(|path| (path.file_name().unwrap_or_default().to_string_lossy().into_owned(), path))
+        .collect();
+    weights.sort();
+    let tokenizer: Vec<&str> = TOKENIZER_FILES.into_iter().chain(["generation_config.json"]).collect();
+    Ok([("config", present(&["config.json"])?), ("tokenizer", present(&tokenizer)?), ("weights", weights)])
+}
+
+/// The names of the files that [`save_model`] wrote into `dir`.
+///
+/// # Errors
+/// Input and output errors.
+pub(crate) fn saved_files(dir: &Path) -> Result<Vec<String>> {
+    let files = source_files(dir)?.into_iter().flat_map(|(_, files)| files).map(|(name, _)| name);
+    Ok(files.chain(["README.md".to_owned()]).collect())
 }
 
 /// Checks that what [`save_model`] copies from `source` can be copied: better known before a training run than after

@@ -281,7 +281,7 @@ fn a_directory_is_read_with_its_generation_config() {
     write("generation_config.json", "{");
     assert_eq!(load().unwrap_err().id(), "config-json");
     write("generation_config.json", &" ".repeat(CONFIG_BYTES_MAX as usize + 1));
-    assert_eq!(load().unwrap_err().id(), "config-json");
+    assert_eq!(load().unwrap_err().id(), "file-too-large");
     std::fs::write(dir.path().join("config.json"), [0xff, 0xfe]).unwrap();
     assert_eq!(load().unwrap_err().id(), "config-json");
 }

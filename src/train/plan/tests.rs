@@ -12,6 +12,7 @@ use crate::error::{Code, Error, Result};
 use crate::model::config::Head;
 use crate::model::{Model, ModelConfig};
 use crate::ptx::Options;
+use crate::train::checkpoint::{Keeper, State};
 use crate::train::metrics::Journal;
 use crate::train::ppo::Start;
 use crate::train::reward::{Episode, Reward};
@@ -78,7 +79,7 @@ fn train_sft(gpu: &Device, data: &[SftExample], eval: &[SftExample], config: &Sf
     let model = model(gpu);
     gpu.take_memory_peak()?;
     let groups: Vec<Vec<usize>> = (0..data.len()).map(|i| vec![i]).collect();
-    sft::train(model, data, &groups, eval, config, &mut Journal::silent(), &mut |_, _| Ok(()))?;
+    sft::train(model, data, &groups, eval, config, &mut Journal::silent(), &mut ())?;
     gpu.take_memory_peak()
 }
 
@@ -129,7 +130,7 @@ fn a_reward_model_takes_what_is_planned() {
         let gpu = gpu(PLENTY);
         let start = model(&gpu).value_model(1).unwrap();
         let load = gpu.take_memory_peak().unwrap();
-        reward::train(start, data, eval, settings, &mut Journal::silent(), &mut |_, _| Ok(())).unwrap();
+        reward::train(start, data, eval, settings, &mut Journal::silent(), &mut ()).unwrap();
         [load, gpu.take_memory_peak().unwrap()]
     };
     let planned = plan(&Preferences::new(&shape, &data, &[], &settings));
@@ -150,7 +151,7 @@ fn a_reward_model_takes_what_is_planned() {
 fn ppo_config(rows: Option<usize>, response_length: usize) -> PpoConfig {
     let mut config = defaults::<PpoConfig>().unwrap();
     config.optimizer.per_device_train_batch_size = rows;
-    (config.rollout.response_length, config.loss.num_ppo_epochs, config.run.save_steps) = (response_length, 1, Some(1));
+    (config.rollout.response_length, config.loss.num_ppo_epochs) = (response_length, 1);
     config
 }
 
@@ -173,6 +174,19 @@ impl Reward for Watched {
     }
 }
 
+/// Notes the peak after each batch.
+struct Peaks<'a> {
+    gpu: &'a Device,
+    last: usize,
+}
+
+impl Keeper for Peaks<'_> {
+    fn after(&mut self, _step: usize, _total: usize, _state: &mut State<'_>) -> Result<()> {
+        self.last = self.gpu.take_memory_peak()?;
+        Ok(())
+    }
+}
+
 /// Trains two batches on `gpu`; returns the peaks of loading, rollout and training. No answer ends before its time.
 fn train_ppo(gpu: &Device, config: &PpoConfig) -> Result<[usize; 3]> {
     let batches = 2;
@@ -191,13 +205,9 @@ fn train_ppo(gpu: &Device, config: &PpoConfig) -> Result<[usize; 3]> {
     let load = gpu.take_memory_peak()?;
     let mut watched = Watched { model: reward_model, rollout: 0 };
     let start = Start { policy, value_model, reward: &mut watched, stop: &[], normalize: None };
-    let mut training = 0;
-    let mut after = |_: usize, _: &Model| {
-        training = gpu.take_memory_peak()?;
-        Ok(())
-    };
-    ppo::train(start, &prompts(config.batch_size()), &config, &mut Journal::silent(), &mut after)?;
-    Ok([load, watched.rollout, training])
+    let mut peaks = Peaks { gpu, last: 0 };
+    ppo::train(start, &prompts(config.batch_size()), &config, &mut Journal::silent(), &mut peaks)?;
+    Ok([load, watched.rollout, peaks.last])
 }
 
 fn with_head(head: Head) -> ModelConfig {
