@@ -179,6 +179,7 @@ type Change = (&'static str, fn(&Room), &'static str, &'static str, &'static str
 const CHANGES: &[Change] = &[
     ("logging", |_| {}, "--logging-steps 5", "harmless             --logging-steps: 5, was 3", ""),
     ("retention", |_| {}, "--save-total-limit 1", "harmless             --save-total-limit: 1, was 0", ""),
+    ("spelling", |_| {}, "--learning-rate 0.01", "resumed from out/checkpoints/step-30", ""),
     ("recomputation", |_| {}, "--recompute full", "harmless             --recompute: full, was none", ""),
     ("rate", |_| {}, "--learning-rate 1e-3", "changes the result   --learning-rate: 1e-3, was 1e-2", "resume-changed"),
     ("length", |_| {}, "--max-steps 50", "changes the result   --max-steps: 50, was 60", "resume-changed"),

@@ -175,6 +175,7 @@ impl Session {
         }
         self.identity.numbers.insert("rows_per_pass".into(), optimizer.rows_per_pass() as u64);
         self.settings.complete("per-device-train-batch-size", ROWS_PER_PASS);
+        self.identity.settings = self.settings.to_map();
         self.facts.insert("rows_per_pass".into(), json!(optimizer.rows_per_pass()));
         self.facts.insert("rows_per_step".into(), json!(optimizer.rows_per_step()));
         Ok(())

@@ -135,7 +135,9 @@ impl Identity {
         let reason = |list: &[(&str, &'static str)], name: &str| {
             list.iter().find(|(option, _)| *option == name).map(|(_, why)| *why)
         };
-        let options = changed(&saved.settings, &self.settings).into_iter().filter(|(name, ..)| !IGNORED.contains(name));
+        let options = changed(&saved.settings, &self.settings)
+            .into_iter()
+            .filter(|(name, was, is)| !IGNORED.contains(name) && !is_same_number(*was, *is));
         options
             .map(|(name, was, is)| {
                 let (effect, why) = match (reason(HARMLESS, name), reason(IMPOSSIBLE, name)) {
@@ -148,6 +150,12 @@ impl Identity {
             })
             .collect()
     }
+}
+
+/// Whether both are one number in two spellings, such as 1e-2 and 0.01.
+fn is_same_number(a: Option<&String>, b: Option<&String>) -> bool {
+    let number = |text: Option<&String>| text?.parse::<f64>().ok();
+    number(a).is_some_and(|a| number(b) == Some(a))
 }
 
 /// Keys that stand in one map alone, or in both with other values: before, now.
