@@ -260,7 +260,7 @@ fn time_ppo(models: &mut Models, shape: Shape, batches: usize) -> Result<Duratio
     let prompts: Vec<PromptExample> = (0..shape.episodes).map(prompt).collect();
     // The policy last: the others are made from it.
     let (mut reward, value_model) = (models.take_reward()?, models.take_value()?);
-    let start = Start { policy: models.take_policy()?, value_model, reward: &mut reward, stop: &[], normalize: None };
+    let start = Start::new(models.take_policy()?, value_model, &mut reward, &[]);
     let clock = Instant::now();
     let finish = ppo::train(start, &prompts, &config, &mut Journal::silent(), &mut ())?;
     let elapsed = clock.elapsed();

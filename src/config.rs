@@ -76,26 +76,30 @@ pub struct RunArgs {
     #[arg(long, default_value = "auto", value_enum)]
     pub dtype: ComputeDType,
     /// Random numbers of this run [HF: 42]
-    #[arg(long, default_value_t = 42)]
+    #[arg(long, default_value_t = 42, value_parser = seed)]
     pub seed: u64,
     /// Optimizer steps (PPO: batches) between two rows of metrics.jsonl [TRL: 10; PPO 1]
     #[arg(long, value_parser = at_least_one())]
     pub logging_steps: Option<usize>,
+    /// When the state is saved, and what the run goes on from.
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub save: SaveArgs,
     /// Make any loss of data (a dropped row, a cut token) an error that names the row
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    #[arg(default_value_t = false, action = clap::ArgAction::Set)]
+    #[arg(default_value_t = false, action = clap::ArgAction::Set, help_heading = "Input and output")]
     pub strict: bool,
     /// Print what would be done, and stop
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    #[arg(default_value_t = false, action = clap::ArgAction::Set)]
+    #[arg(default_value_t = false, action = clap::ArgAction::Set, help_heading = "Input and output")]
     pub dry_run: bool,
     /// Print errors only
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    #[arg(default_value_t = false, action = clap::ArgAction::Set)]
+    #[arg(default_value_t = false, action = clap::ArgAction::Set, help_heading = "Input and output")]
     pub quiet: bool,
+    /// Print events for a program to read: one JSON object a line, on standard output
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(default_value_t = false, action = clap::ArgAction::Set)]
+    pub json: bool,
 }
 
 /// When the state of a run is saved, and what it goes on from.
@@ -107,7 +111,7 @@ pub struct SaveArgs {
     #[arg(long, default_value = "auto", value_name = "STEPS", value_parser = save_steps)]
     pub save_steps: SaveSteps,
     /// Checkpoints that are kept, the newest ones; 0 keeps all [TRL: all]
-    #[arg(long, default_value_t = 2, value_name = "N")]
+    #[arg(long, default_value_t = 2, value_name = "N", value_parser = count)]
     pub save_total_limit: usize,
     /// Go on from a checkpoint: PATH, or without it the newest whole one in the output directory; from the start if
     /// there is none
@@ -134,7 +138,7 @@ pub enum SaveSteps {
 fn save_steps(text: &str) -> std::result::Result<SaveSteps, String> {
     match text {
         "auto" => Ok(SaveSteps::Auto),
-        _ => text.parse().map(SaveSteps::Every).map_err(|_| "a number of steps, or `auto`, is needed".to_owned()),
+        _ => text.parse().map(SaveSteps::Every).map_err(|_| "a number of steps or `auto` is needed".to_owned()),
     }
 }
 
@@ -143,6 +147,19 @@ impl RunArgs {
     pub(crate) fn logs(&self, step: usize, total: usize, usual: usize) -> bool {
         step.is_multiple_of(self.logging_steps.unwrap_or(usual)) || step == total
     }
+}
+
+/// Answers to fixed prompts during the run.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Samples")]
+pub struct SampleArgs {
+    /// Times in a run that a few fixed prompts are answered into samples.jsonl, the first before any step; 0: never
+    /// [TRL: 10]
+    #[arg(long, default_value_t = 10, value_name = "N")]
+    pub num_sample_generations: usize,
+    /// How many prompts that are; they come from the data set (held-out rows where there are some)
+    #[arg(long, default_value_t = 8, value_name = "N", value_parser = at_least_one())]
+    pub num_sample_prompts: usize,
 }
 
 /// Held-out data; PPO has none, because its prompts have no answers to compare with.
@@ -176,7 +193,7 @@ pub struct OptimizerArgs {
     #[arg(long, default_value_t = 1, value_parser = at_least_one())]
     pub gradient_accumulation_steps: usize,
     /// Steps over which the learning rate rises from 0 [HF: 0]
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = count)]
     pub warmup_steps: usize,
     /// What the learning rate does after the warm-up [HF: linear]
     #[arg(long, default_value = "linear", value_enum)]
@@ -266,75 +283,82 @@ impl EpochArgs {
 /// Supervised fine-tuning.
 #[derive(Debug, Clone, clap::Args)]
 pub struct SftConfig {
+    /// Model, data, output, device and seed.
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub run: RunArgs,
+    /// Held-out data, and when it is looked at.
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub eval: EvalArgs,
+    /// Batch, schedule and AdamW.
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub optimizer: OptimizerArgs,
+    /// How long to train, and the longest row.
+    #[command(flatten)]
+    pub epochs: EpochArgs,
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub epochs: EpochArgs,
+    pub samples: SampleArgs,
     /// Peak learning rate [TRL: 2e-5]
-    #[arg(long, default_value_t = 2e-5, value_parser = positive)]
+    #[arg(long, default_value_t = 2e-5, value_parser = positive, help_heading = "Optimization")]
     pub learning_rate: f64,
     /// Loss on the completion only; the default for prompt-completion data (TRL)
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(help_heading = "Data and loss")]
     pub completion_only_loss: Option<bool>,
     /// Loss on the assistant's turns only, for conversations [TRL: false]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    #[arg(default_value_t = false, action = clap::ArgAction::Set)]
+    #[arg(default_value_t = false, action = clap::ArgAction::Set, help_heading = "Data and loss")]
     pub assistant_only_loss: bool,
     /// Put several examples into one row of max_length, attention kept inside each [TRL: false]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    #[arg(default_value_t = false, action = clap::ArgAction::Set)]
+    #[arg(default_value_t = false, action = clap::ArgAction::Set, help_heading = "Data and loss")]
     pub packing: bool,
 }
 
 /// Reward-model training.
 #[derive(Debug, Clone, clap::Args)]
 pub struct RewardConfig {
+    /// Model, data, output, device and seed.
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub run: RunArgs,
+    /// Held-out data, and when it is looked at.
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub eval: EvalArgs,
+    /// Batch, schedule and AdamW.
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub optimizer: OptimizerArgs,
+    /// How long to train, and the longest row.
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub epochs: EpochArgs,
     /// Peak learning rate [TRL: 1e-4]
-    #[arg(long, default_value_t = 1e-4, value_parser = positive)]
+    #[arg(long, default_value_t = 1e-4, value_parser = positive, help_heading = "Optimization")]
     pub learning_rate: f64,
     /// Weight of (chosen + rejected)^2, which keeps scores near 0; 0.01 is usual [TRL: off]
-    #[arg(long, default_value_t = 0.0, value_parser = not_negative)]
+    #[arg(long, default_value_t = 0.0, value_parser = not_negative, help_heading = "Data and loss")]
     pub center_rewards_coefficient: f64,
 }
 
 /// Proximal policy optimization.
 #[derive(Debug, Clone, clap::Args)]
 pub struct PpoConfig {
+    /// Model, data, output, device and seed.
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub run: RunArgs,
+    /// Batch, schedule and AdamW.
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub optimizer: OptimizerArgs,
+    /// What PPO starts from.
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub models: PpoModelArgs,
+    /// How answers are sampled, scored and credited.
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub rollout: RolloutArgs,
+    /// The update: epochs, minibatches, clipping.
+    #[command(flatten)]
+    pub loss: PpoLossArgs,
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub loss: PpoLossArgs,
+    pub samples: SampleArgs,
 }
 
 /// The models that PPO starts from.
@@ -347,6 +371,10 @@ pub struct PpoModelArgs {
     /// The reward model; the value model starts from it
     #[arg(long, value_name = "DIR")]
     pub reward_model_path: Option<PathBuf>,
+    /// A second reward model, which scores the answers too and teaches nothing: its scores fall where the policy
+    /// exploits the first
+    #[arg(long, value_name = "DIR")]
+    pub judge_model_path: Option<PathBuf>,
 }
 
 /// What is sampled and how it is scored.
@@ -363,7 +391,7 @@ pub struct RolloutArgs {
     #[arg(long, default_value_t = 0.7, value_parser = temperature)]
     pub temperature: f64,
     /// Sample among the k most likely tokens; 0 means all [TRL: 0]
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = count)]
     pub top_k: usize,
     /// Sample among the most likely tokens that hold this much probability [TRL: 1]
     #[arg(long, default_value_t = 1.0, value_parser = share)]
@@ -427,7 +455,7 @@ pub struct PpoLossArgs {
     #[arg(long, default_value_t = 0.2, value_parser = share)]
     pub cliprange: f64,
     /// Upper clip range, where it differs from cliprange [off; DAPO: 0.28]
-    #[arg(long, value_parser = positive)]
+    #[arg(long, value_parser = not_negative)]
     pub cliprange_high: Option<f64>,
     /// Where an advantage is negative, the loss is at most this times its size; above 1 [off; verl: 3]
     #[arg(long, value_parser = above_one)]
@@ -445,7 +473,7 @@ pub struct PpoLossArgs {
     #[arg(long, value_parser = positive)]
     pub target_kl: Option<f64>,
     /// PPO batches at the start in which only the value model learns (0)
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = count)]
     pub value_warmup_batches: usize,
 }
 
@@ -456,9 +484,29 @@ impl PpoConfig {
     }
 }
 
-pub(crate) fn at_least_one() -> impl clap::builder::TypedValueParser<Value = usize> {
-    use clap::builder::TypedValueParser;
-    clap::builder::RangedU64ValueParser::<u64>::new().range(1..1 << 40).map(|n| n as usize)
+// What a parser refuses, it says as "WHAT is needed": help, `rlhf init` and errors all take their words from there.
+
+/// Of things that are counted; far above any run, and a product of a few of them is still a number.
+const COUNT_MAX: u64 = 1 << 40;
+
+fn whole(text: &str, least: u64, most: u64) -> std::result::Result<u64, String> {
+    match text.parse::<u64>() {
+        Ok(n) if n > most => Err(format!("a whole number of at most {most} is needed")),
+        Ok(n) if n >= least => Ok(n),
+        _ => Err(format!("a whole number of at least {least} is needed")),
+    }
+}
+
+pub(crate) fn at_least_one() -> fn(&str) -> std::result::Result<usize, String> {
+    |text| whole(text, 1, COUNT_MAX).map(|n| n as usize)
+}
+
+pub(crate) fn count(text: &str) -> std::result::Result<usize, String> {
+    whole(text, 0, COUNT_MAX).map(|n| n as usize)
+}
+
+pub(crate) fn seed(text: &str) -> std::result::Result<u64, String> {
+    whole(text, 0, u64::MAX)
 }
 
 fn number(text: &str, holds: impl Fn(f64) -> bool, wanted: &str) -> std::result::Result<f64, String> {

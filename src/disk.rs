@@ -398,7 +398,8 @@ pub(crate) struct Mark {
     pub(crate) sha256: String,
 }
 
-/// A file that grows line by line, such as `metrics.jsonl`. Every line is handed to the operating system at once.
+/// A file that grows record by record, such as `metrics.jsonl`, whose records are lines. Each is handed to the system
+/// at once.
 #[derive(Debug)]
 pub(crate) struct Appender {
     file: calls::File,
@@ -459,14 +460,21 @@ impl Appender {
             let error = Error::failure("line-break", "a line to append holds a line feed");
             return Err(error.at(self.file.path.display().to_string()));
         }
-        let text = format!("{line}\n");
-        if let Err(error) = self.file.write_all(text.as_bytes()) {
-            // Half a line would make the file unreadable; if even this fails, resume cuts it.
+        self.append(format!("{line}\n").as_bytes())
+    }
+
+    /// Appends a whole record; after an error the file ends with the record before.
+    ///
+    /// # Errors
+    /// Input and output errors, among them a full disk.
+    pub(crate) fn append(&mut self, record: &[u8]) -> Result<()> {
+        if let Err(error) = self.file.write_all(record) {
+            // Half a record would make the file unreadable; if even this fails, resume cuts it.
             let _ = self.file.set_length(self.bytes);
-            return Err(Error::io("appending a line", &self.file.path, &error));
+            return Err(Error::io("appending to a file", &self.file.path, &error));
         }
-        self.bytes += text.len() as u64;
-        self.digest.update(text.as_bytes());
+        self.bytes += record.len() as u64;
+        self.digest.update(record);
         Ok(())
     }
 

@@ -143,6 +143,21 @@ impl Error {
         self.0.id
     }
 
+    /// One sentence on what happened.
+    pub(crate) fn what(&self) -> &str {
+        &self.0.what
+    }
+
+    /// Why it happened, if that is known.
+    pub(crate) fn why(&self) -> Option<&str> {
+        self.0.why.as_deref()
+    }
+
+    /// How to fix it, if that is known.
+    pub(crate) fn cure(&self) -> Option<&str> {
+        self.0.fix.as_deref()
+    }
+
     /// Where it happened, if a place is known.
     pub fn place(&self) -> Option<&str> {
         self.0.place.as_deref()

@@ -11,6 +11,7 @@ use std::path::{Component, Path};
 
 use serde_json::{Map, Value};
 
+use crate::cli::usual::Stage;
 use crate::cli::{pipeline, settings};
 use crate::config::{PpoConfig, RewardConfig, SftConfig};
 use crate::data::formats::{self, Message};
@@ -267,7 +268,7 @@ pub fn run_config(bytes: &[u8]) -> Verdict {
     Ok(accepted)
 }
 
-fn stage<T: clap::Args>(name: &'static str, table: &settings::Table) -> Verdict {
+fn stage<T: Stage>(name: &'static str, table: &settings::Table) -> Verdict {
     let files = [(Some("run.toml".into()), table.clone())];
     let settings = match settings::resolve::<T>(name, &files, Vec::new()) {
         Ok((_, settings)) => settings,

@@ -4,12 +4,14 @@ use serde_json::{Value, json};
 
 use crate::support::{Room, completions, conversations, pairs, prompts};
 
-mod answers;
+pub(crate) mod answers;
 mod doctor;
 mod emulated;
+mod estimate;
 mod files;
 mod kernels;
 mod repeat;
+mod settings;
 
 /// `rlhf sft` of `model` on `data.jsonl`, short and logged at every step.
 const SFT: &str = "sft --model-name-or-path model --dataset data.jsonl --output-dir sft --max-length 64 \
@@ -258,7 +260,7 @@ fn pairs_with_an_implicit_prompt_and_with_margins() {
 }
 
 /// The diagnostics that the design promises of every step, and what tells one step from another.
-const PPO_KEYS: [&str; 33] = [
+const PPO_KEYS: [&str; 34] = [
     "episode",
     "logp_diff/max",
     "logp_diff/mean",
@@ -282,6 +284,7 @@ const PPO_KEYS: [&str; 33] = [
     "response/length_max",
     "response/length_mean",
     "response/length_min",
+    "response/score_length_correlation",
     "response/slot_use",
     "stage",
     "step",
@@ -336,7 +339,7 @@ fn three_stages_from_one_file() {
     for (stage, steps) in [("sft", 2), ("reward", 2), ("ppo", 2)] {
         assert_eq!(room.lines(&format!("all/{stage}/metrics.jsonl")).len(), steps, "{stage}");
         let settings = &room.json(&format!("all/{stage}/run.json"))["settings"];
-        assert_eq!(settings["seed"], json!({ "value": "7", "origin": "file" }), "{stage}");
+        assert_eq!(settings["seed"], json!({ "value": "7", "origin": "run.toml:3" }), "{stage}");
         assert_eq!(settings["per-device-train-batch-size"]["value"], "4", "{stage}");
     }
     let ppo = room.json("all/ppo/run.json");
@@ -373,11 +376,11 @@ fn the_command_line_wins_over_the_file() {
     room.run(line).ok();
     let run = room.json("out/run.json");
     let expected = [
-        ("learning-rate", "0.01", "file"),
+        ("learning-rate", "0.01", "sft.toml:1"),
         ("max-steps", "2", "command line"),
-        ("max-length", "64", "file"),
+        ("max-length", "64", "sft.toml:3"),
         ("packing", "false", "command line"),
-        ("dataset", "data.jsonl", "file"),
+        ("dataset", "data.jsonl", "sft.toml:4"),
         ("seed", "42", "default"),
         ("weight-decay", "0", "default"),
     ];
@@ -391,10 +394,26 @@ fn the_command_line_wins_over_the_file() {
 #[test]
 fn help_has_examples() {
     let room = Room::new();
-    for command in ["sft", "reward", "ppo", "run", "generate", "score"] {
+    let commands = [
+        "sft",
+        "reward",
+        "ppo",
+        "run",
+        "generate",
+        "score",
+        "eval win-rate",
+        "eval reward",
+        "eval perplexity",
+        "chat",
+        "report",
+    ];
+    for command in commands {
         let help = room.run(&format!("{command} --help")).ok().stdout;
         let (_, examples) = help.split_once("Examples:\n").unwrap_or_else(|| panic!("{command}: {help}"));
-        let whole = |line: &&str| line.trim_start().starts_with(&format!("rlhf {command} "));
+        let whole = |line: &&str| {
+            let line = line.trim_start().trim_start_matches("echo 'What is RLHF?' | ");
+            line.starts_with(&format!("rlhf {command} "))
+        };
         assert!(examples.lines().all(|line| whole(&line)), "an example is wrapped: {examples}");
         assert!(examples.lines().count() >= 2, "{examples}");
     }

@@ -69,11 +69,27 @@ fn the_quick_job_writes_everything() {
     }
     let ppo = metrics.iter().find(|row| row["stage"] == "ppo").expect("a row of PPO");
     assert_eq!((number(&ppo["objective/kl"]), number(&ppo["logp_diff/max"])), (0.0, 0.0));
-    let samples = lines(&dir.join("samples.jsonl"));
+    let compared = lines(&dir.join("comparison.jsonl"));
     let prompts = lines(&dir.join("prompts.jsonl"));
-    assert!(
-        samples.len() == prompts.len() && samples.iter().all(|row| row["sft"].is_string() && row["ppo"].is_string())
-    );
+    assert!(compared.len() == prompts.len());
+    assert!(compared.iter().all(|row| row["baseline"].is_string() && row["model"].is_string()));
+    assert!(number(&ppo["objective/judge_scores"]).is_finite());
+    let samples = lines(&dir.join("samples.jsonl"));
+    let at = |stage: &str, step: u64| {
+        let rows = samples.iter().filter(|row| row["stage"] == stage && row["step"] == step);
+        rows.map(|row| row["prompt"].as_str().unwrap_or_default().to_owned()).collect::<Vec<_>>()
+    };
+    for (stage, last) in [("sft", 125), ("ppo", 2)] {
+        assert!(
+            !at(stage, 0).is_empty() && at(stage, 0) == at(stage, last),
+            "{stage}: the same prompts, first and last"
+        );
+    }
+    let judged = samples.iter().filter(|row| row["stage"] == "ppo");
+    assert!(judged.clone().all(|row| number(&row["score"]).is_finite() && number(&row["judge"]).is_finite()));
+    let quality = read(&dir.join("reward/quality.json"));
+    assert_eq!(quality["accuracy"], summary["reward_accuracy"]);
+    assert_eq!(quality["pairs"], 100);
 }
 
 #[test]
@@ -89,7 +105,7 @@ fn the_same_seed_gives_the_same_bytes() {
             .status()
             .expect("the binary runs");
         assert!(status.success());
-        ["metrics.jsonl", "samples.jsonl", "ppo/model.safetensors", "reward/tokenizer.json"]
+        ["metrics.jsonl", "samples.jsonl", "comparison.jsonl", "ppo/model.safetensors", "reward/tokenizer.json"]
             .map(|file| std::fs::read(dir.join(file)).expect("the file is there"))
     };
     assert!(run("one", "1") == run("two", "2"), "one thread and two");

@@ -132,7 +132,7 @@ fn room() -> Room {
 }
 
 /// Each command: its line, its exit code, and where it may write.
-const COMMANDS: [(&str, i32, &[&str]); 14] = [
+const COMMANDS: [(&str, i32, &[&str]); 28] = [
     ("demo --quick --output-dir demo", 0, &["demo"]),
     ("sft --model-name-or-path model --dataset data.jsonl --max-steps 2 --save-steps 1 --output-dir sft", 0, &["sft"]),
     (
@@ -158,9 +158,28 @@ const COMMANDS: [(&str, i32, &[&str]); 14] = [
         &["answers"],
     ),
     ("score --model-name-or-path model --dataset data.jsonl --output answers/b.jsonl", 0, &["answers"]),
+    ("report sft", 0, &["sft"]),
+    ("report sft ppo run --output answers/report.html", 0, &["answers"]),
+    ("data check data.jsonl --model-name-or-path model --eval-dataset data.jsonl", 0, &[]),
+    ("data preview pairs.jsonl --model-name-or-path model", 0, &[]),
+    (
+        "eval win-rate --model-name-or-path model --baseline sft --prompts prompts.jsonl --max-new-tokens 4 \
+         --reward-model-path scorer --output answers/c.jsonl",
+        0,
+        &["answers"],
+    ),
+    ("eval win-rate --answers answers/c.jsonl --scores answers/c.jsonl", 0, &[]),
+    ("eval reward --model-name-or-path scorer --dataset pairs.jsonl --output answers/quality.json", 0, &["answers"]),
+    ("eval perplexity --model-name-or-path model --dataset data.jsonl", 0, &[]),
+    ("eval perplexity --model-name-or-path model --dataset run.toml", 3, &[]),
+    ("chat --model-name-or-path model", 0, &[]),
     ("doctor", 0, &[]),
     ("selftest --device emulated --filter gelu", 0, &[]),
     ("kernels", 0, &[]),
+    ("init run --output answers/run.toml", 0, &["answers"]),
+    ("config show run --config run.toml", 0, &[]),
+    ("estimate sft --model-name-or-path model --dataset data.jsonl", 0, &[]),
+    ("completions bash", 0, &[]),
 ];
 
 #[test]

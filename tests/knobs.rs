@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
+use crate::chat::talk;
 use crate::support::{Room, completions, pairs, prompts};
 
 /// What a changed option must change.
@@ -14,6 +15,8 @@ enum Effect {
     Weights,
     /// The numbers that are logged.
     Metrics,
+    /// The answers to fixed prompts.
+    Samples,
     /// Which files there are.
     Files,
     /// Nothing in the files, for this reason: they are the same to the byte.
@@ -21,7 +24,7 @@ enum Effect {
     /// The data's loss becomes a refusal (exit code 3).
     Refusal,
 }
-use Effect::{Files, Metrics, Nothing, Refusal, Weights};
+use Effect::{Files, Metrics, Nothing, Refusal, Samples, Weights};
 
 /// An option, what it must change, what stands on both lines, and what on the second alone.
 type Knob = (&'static str, Effect, &'static str, &'static str);
@@ -46,6 +49,7 @@ const SHARED: &[Knob] = &[
     ("strict", Refusal, "--dataset lossy.jsonl", "--strict"),
     ("dry-run", Files, "", "--dry-run"),
     ("quiet", Nothing("it is about the terminal"), "", "--quiet"),
+    ("json", Nothing("it is about who listens"), "", "--json"),
     ("config", Weights, "", "--config settings.toml"),
     ("per-device-train-batch-size", Weights, "", "--per-device-train-batch-size 2"),
     ("gradient-accumulation-steps", Weights, "", "--gradient-accumulation-steps 2"),
@@ -80,6 +84,8 @@ const SFT: &[Knob] = &[
         "--assistant-only-loss",
     ),
     ("packing", Weights, "", "--packing"),
+    ("num-sample-generations", Samples, "", "--num-sample-generations 1"),
+    ("num-sample-prompts", Samples, "", "--num-sample-prompts 2"),
 ];
 
 const REWARD: &[Knob] = &[("center-rewards-coefficient", Weights, "", "--center-rewards-coefficient 0.1")];
@@ -91,6 +97,9 @@ const PPO: &[Knob] = &[
     ("model-name-or-path", Nothing("it is another name of --sft-model-path"), "", "--model-name-or-path model"),
     ("sft-model-path", Weights, "", "--sft-model-path other"),
     ("reward-model-path", Weights, "", "--reward-model-path other-reward"),
+    ("judge-model-path", Metrics, "", "--judge-model-path other-reward"),
+    ("num-sample-generations", Samples, "", "--num-sample-generations 1"),
+    ("num-sample-prompts", Samples, "", "--num-sample-prompts 2"),
     ("total-episodes", Weights, "", "--total-episodes 16"),
     ("response-length", Weights, "", "--response-length 5"),
     ("temperature", Weights, "", "--temperature 0.9"),
@@ -126,10 +135,14 @@ type Left = BTreeMap<String, Vec<u8>>;
 /// Runs a stage, and returns what it left; its directory is free again.
 fn run(room: &Room, line: &str, more: &str) -> Left {
     let outcome = room.run(&format!("{line} --output-dir out {more}")).ok();
-    assert_eq!(outcome.stderr.is_empty(), more.contains("--quiet"), "{}", outcome.stderr);
+    let is_silent = ["--quiet", "--json"].iter().any(|word| more.contains(word));
+    assert_eq!(outcome.stderr.is_empty(), is_silent, "{}", outcome.stderr);
+    assert_eq!(outcome.stdout.is_empty(), !more.contains("--json"), "{}", outcome.stdout);
     let mut left = room.files("out");
     left.retain(|name, _| {
-        !["run.json", "manifest.json", "README.md", "timings.jsonl"].iter().any(|end| name.ends_with(end))
+        !["run.json", "manifest.json", "README.md", "timings.jsonl", "events.out.tfevents.rlhf", "report.html"]
+            .iter()
+            .any(|end| name.ends_with(end))
     });
     let _ = std::fs::remove_dir_all(room.path("out"));
     left
@@ -155,6 +168,7 @@ fn fault(room: &Room, line: &str, known: &mut BTreeMap<&'static str, Left>, knob
     match effect {
         Weights if !differ(".safetensors") => fail("does not change the weights"),
         Metrics if !differ("metrics.jsonl") => fail("does not change the metrics"),
+        Samples if !differ("samples.jsonl") => fail("does not change the samples"),
         Files if before.keys().eq(left.keys()) => fail("does not change which files there are"),
         Nothing(reason) if before != left => fail(&format!("is not without effect, although {reason}")),
         _ => None,
@@ -273,5 +287,209 @@ fn answers_and_scores() {
             let same = room.read("before.jsonl") == room.read("after.jsonl");
             assert_eq!(same, change.is_empty(), "`rlhf {command}` --{option}");
         }
+    }
+}
+
+/// The option of `rlhf report`: the page is where it says, and not where it is otherwise.
+#[test]
+fn reports() {
+    let room = Room::new();
+    assert_eq!(options(&room, "report"), ["output"]);
+    std::fs::create_dir(room.path("run")).unwrap();
+    room.rows("run/metrics.jsonl", &[json!({ "stage": "sft", "step": 1, "loss": 2.5 })]);
+    room.run("report run --output page.html").ok();
+    assert!(!room.path("run/report.html").exists());
+    room.run("report run").ok();
+    assert_eq!(room.read("run/report.html"), room.read("page.html"));
+}
+
+/// The options of the commands that look at data: each changes what is printed, or the exit code.
+#[test]
+fn looks_at_data() {
+    let room = room(&completions(6), &completions(5), &json!({ "prompt": "", "completion": "" }));
+    room.model("chat", "llama_untied_gqa");
+    let turn_of = |role: &str, content: &str| json!({ "role": role, "content": content });
+    let prompt = json!([turn_of("user", "a"), turn_of("assistant", "b c"), turn_of("user", "d")]);
+    room.rows("dialogues.jsonl", &[json!({ "prompt": prompt, "completion": [turn_of("assistant", "e")] })]);
+    let chat = "dialogues.jsonl --model-name-or-path chat";
+    let reading: &[(&str, &str, &str)] = &[
+        ("model-name-or-path", "", "--model-name-or-path chat"),
+        ("stage", "", "--stage ppo"),
+        ("max-length", "", "--max-length 12"),
+        ("response-length", "--stage ppo", "--response-length 8"),
+        ("completion-only-loss", "", "--completion-only-loss=false"),
+        ("assistant-only-loss", chat, "--assistant-only-loss"),
+    ];
+    let check: &[(&str, &str, &str)] = &[
+        ("eval-dataset", "", "--eval-dataset other.jsonl"),
+        ("strict", "--eval-dataset rows.jsonl", "--strict"),
+        ("json", "", "--json"),
+    ];
+    let preview: &[(&str, &str, &str)] = &[("rows", "", "--rows 2"), ("color", "", "--color always")];
+    for (command, own) in [("data check", check), ("data preview", preview)] {
+        let knobs = [reading, own].concat();
+        let mut listed: Vec<&str> = knobs.iter().map(|knob| knob.0).collect();
+        listed.sort_unstable();
+        assert_eq!(options(&room, command), listed, "the help of `rlhf {command}` and the knobs of this test");
+        for (option, both, change) in knobs {
+            let both =
+                if both == chat { both.to_owned() } else { format!("rows.jsonl --model-name-or-path model {both}") };
+            let [before, after] = ["", change].map(|change| room.run(&format!("{command} {both} {change}")));
+            assert!((before.code, &before.stdout) != (after.code, &after.stdout), "`rlhf {command}` --{option}");
+        }
+    }
+}
+
+/// Options of the commands that look at settings: each changes what is printed or written. A stage's own options are
+/// turned above, and stand here as one of them.
+#[test]
+fn settings_and_estimates() {
+    let room = room(&completions(6), &completions(5), &json!({}));
+    let estimate = "estimate sft --model-name-or-path model --dataset rows.jsonl";
+    let cases = [
+        ("config show sft", "--json"),
+        ("config show sft", "--config settings.toml"),
+        ("config show sft", "--seed 7"),
+        (estimate, "--memory 24GiB"),
+        (estimate, "--config settings.toml"),
+        (estimate, "--max-steps 2"),
+    ];
+    for (line, change) in cases {
+        let said = |line: &str| {
+            let outcome = room.run(line).ok();
+            [outcome.stdout, outcome.stderr]
+        };
+        assert_ne!(said(line), said(&format!("{line} {change}")), "`rlhf {line}` {change}");
+    }
+    // Beside the stage's own options these commands have no others.
+    let of = |line: &str| options(&room, line);
+    let beside = |line: &str| of(line).into_iter().filter(|name| !of("sft").contains(name)).collect::<Vec<_>>();
+    assert_eq!([beside("config show sft"), beside("estimate sft")], [vec![], vec!["memory"]]);
+    assert_eq!((of("init"), of("completions")), (vec!["output".to_owned()], vec![]));
+    room.run("init sft --output a.toml").ok();
+    room.run("init ppo --output b.toml").ok();
+    assert_ne!(room.read("a.toml"), room.read("b.toml"));
+    assert_ne!(room.run("completions bash").ok().stdout, room.run("completions zsh").ok().stdout);
+}
+
+/// The options of the commands that measure: each changes what they print or write; what changes nothing has a reason.
+#[test]
+fn evaluations() {
+    let room = room(&prompts(6), &prompts(5), &json!({}));
+    for (name, fixture) in [("judge", "gpt2_reward"), ("other-judge", "qwen2_reward")] {
+        room.model(name, fixture);
+    }
+    room.rows("data.jsonl", &completions(6));
+    room.rows("pairs.jsonl", &pairs(12));
+    room.rows("other-pairs.jsonl", &pairs(11));
+    let win_rate = "eval win-rate --model-name-or-path model --baseline other --prompts rows.jsonl --output out.jsonl \
+        --reward-model-path judge --max-new-tokens 8";
+    let sampled = "--temperature 1";
+    let win_rates: &[(&str, &str, &str)] = &[
+        ("model-name-or-path", "", "--model-name-or-path other"),
+        ("baseline", "", "--baseline model"),
+        ("prompts", "", "--prompts other.jsonl"),
+        ("reward-model-path", "", "--reward-model-path other-judge"),
+        ("output", "", "--output beside.jsonl"),
+        ("max-new-tokens", "", "--max-new-tokens 5"),
+        ("temperature", "", sampled),
+        ("top-k", sampled, "--top-k 3"),
+        ("top-p", sampled, "--top-p 0.5"),
+        ("seed", sampled, "--seed 7"),
+        ("json", "", "--json"),
+        // There is only the CPU; `judges` turns the other two.
+        ("device", "", ""),
+        ("answers", "", ""),
+        ("scores", "", ""),
+    ];
+    let reward = "eval reward --model-name-or-path judge --dataset pairs.jsonl";
+    let rewards: &[(&str, &str, &str)] = &[
+        ("model-name-or-path", "", "--model-name-or-path other-judge"),
+        ("dataset", "", "--dataset other-pairs.jsonl"),
+        ("output", "", "--output out.jsonl"),
+        ("json", "", "--json"),
+        ("device", "", ""),
+    ];
+    let perplexity = "eval perplexity --model-name-or-path model --dataset data.jsonl";
+    let perplexities: &[(&str, &str, &str)] = &[
+        ("model-name-or-path", "", "--model-name-or-path other"),
+        ("dataset", "", "--dataset settings.txt"),
+        ("max-length", "", "--max-length 8"),
+        ("stride", "--max-length 8", "--stride 7"),
+        ("json", "", "--json"),
+        ("device", "", ""),
+    ];
+    room.write("settings.txt", "learning rate");
+    // What is printed, and what is written to which file.
+    let left = |line: &str| {
+        for file in ["out.jsonl", "beside.jsonl"] {
+            let _ = std::fs::remove_file(room.path(file));
+        }
+        let printed = room.run(line).ok().stdout;
+        (printed, ["out.jsonl", "beside.jsonl"].map(|file| std::fs::read(room.path(file)).ok()))
+    };
+    for (line, knobs) in [(win_rate, win_rates), (reward, rewards), (perplexity, perplexities)] {
+        let command = line.split(' ').take(2).collect::<Vec<_>>().join(" ");
+        let mut listed: Vec<&str> = knobs.iter().map(|knob| knob.0).collect();
+        listed.sort_unstable();
+        assert_eq!(options(&room, &command), listed, "the help of `rlhf {command}` and the knobs of this test");
+        for (option, both, change) in knobs {
+            let same = left(&format!("{line} {both}")) == left(&format!("{line} {both} {change}"));
+            assert_eq!(same, change.is_empty(), "`rlhf {command}` --{option}");
+        }
+    }
+}
+
+/// The options that judge answers which are there: each changes what is printed, and those that would be ignored are
+/// refused.
+#[test]
+fn judges() {
+    let room = Room::new();
+    let answers = |first: &str| -> Vec<Value> {
+        (0..6).map(|i| json!({ "model": if i == 0 { first } else { "b" }, "baseline": "c" })).collect()
+    };
+    let verdicts = |first: &str| -> Vec<Value> {
+        (0..6).map(|i| json!({ "index": i, "preferred": if i == 0 { first } else { "tie" } })).collect()
+    };
+    room.rows("answers.jsonl", &answers("a"));
+    room.rows("other-answers.jsonl", &answers("another answer, of another length"));
+    room.rows("scores.jsonl", &verdicts("model"));
+    room.rows("other-scores.jsonl", &verdicts("baseline"));
+    let judged = |answers: &str, scores: &str| {
+        room.run(&format!("eval win-rate --answers {answers} --scores {scores} --json")).ok().stdout
+    };
+    let before = judged("answers.jsonl", "scores.jsonl");
+    assert_ne!(before, judged("answers.jsonl", "other-scores.jsonl"));
+    assert_ne!(before, judged("other-answers.jsonl", "scores.jsonl"));
+    for more in ["--seed 7", "--temperature 0", "--device cpu", "--output a.jsonl", "--reward-model-path judge"] {
+        let line = format!("eval win-rate --answers answers.jsonl --scores scores.jsonl {more}");
+        assert_eq!(room.run(&line).code, Some(2), "{more}");
+    }
+}
+
+#[test]
+fn chat() {
+    let room = Room::new();
+    for (name, fixture) in [("model", "llama_untied_gqa"), ("other", "qwen3_tied")] {
+        room.model(name, fixture);
+    }
+    let line = "chat --model-name-or-path model --max-new-tokens 12";
+    let knobs: &[(&str, &str)] = &[
+        ("model-name-or-path", "--model-name-or-path other"),
+        ("system", "--system Be_brief."),
+        ("temperature", "--temperature 3"),
+        ("top-k", "--top-k 1"),
+        ("top-p", "--top-p 0.1"),
+        ("max-new-tokens", "--max-new-tokens 5"),
+        ("seed", "--seed 7"),
+        ("device", ""),
+    ];
+    let mut listed: Vec<&str> = knobs.iter().map(|knob| knob.0).collect();
+    listed.sort_unstable();
+    assert_eq!(options(&room, "chat"), listed, "the help of `rlhf chat` and the knobs of this test");
+    let before = talk(&room, line, "Say one\nAnd two\n").stdout;
+    for (option, change) in knobs {
+        let same = before == talk(&room, &format!("{line} {change}"), "Say one\nAnd two\n").stdout;
+        assert_eq!(same, change.is_empty(), "`rlhf chat` --{option}");
     }
 }

@@ -38,7 +38,7 @@ pub(crate) fn line(stage: &str, out: &str) -> String {
 /// What a run leaves of which every byte is promised.
 pub(crate) fn promised(room: &Room, out: &str) -> Vec<(String, Vec<u8>)> {
     let mut files = room.files(out);
-    let ends = ["metrics.jsonl", "samples.jsonl", ".safetensors", "config.json", "tokenizer.json"];
+    let ends = ["metrics.jsonl", "samples.jsonl", "comparison.jsonl", ".safetensors", "config.json", "tokenizer.json"];
     files.retain(|name, _| ends.iter().any(|end| name.ends_with(end)) && !name.contains("checkpoints/"));
     files.into_iter().collect()
 }

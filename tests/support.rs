@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 
-/// No run of these tests takes a second; one that takes this long hangs.
-const LIMIT: Duration = Duration::from_secs(60);
+/// Most runs of these tests take less than a second, and the embedded job's half a minute where other tests keep all
+/// cores busy; one that takes this long hangs.
+const LIMIT: Duration = Duration::from_secs(180);
 
 /// What a run answered.
 #[derive(Debug)]

@@ -33,6 +33,7 @@ const LAYERS: &[(&str, &str)] = &[
     ("model", "ops autograd tensor device::Device device::graph::Turns FLOOR"),
     ("objective optim", "ops autograd tensor device::Device FLOOR"),
     ("selftest", "ops autograd tensor cpu device ptx FLOOR"),
+    ("custom", "autograd tensor device FLOOR"),
     ("ops", "autograd tensor cpu device FLOOR"),
     ("autograd", "tensor cpu device FLOOR"),
     // The other half of a tensor is its origin on the tape: these two know each other.

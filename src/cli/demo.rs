@@ -6,21 +6,23 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use super::resume::{claim, home, is_asked};
-use super::session::arithmetic;
+use super::session::{arithmetic, tell_report};
 use crate::config::{LATEST, SaveArgs};
 use crate::device::Device;
 use crate::error::Result;
 use crate::train::checkpoint::identity::Identity;
-use crate::train::demo::{self, DemoOptions};
+use crate::train::demo::{self, COMPARISON, DemoOptions};
+use crate::train::metrics::Voice;
 
 /// Options of `rlhf demo`.
 #[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Input and output")]
 pub(super) struct DemoArgs {
     /// Where everything is written; must not exist, or be empty [rlhf-demo, rlhf-demo-2, ...]
     #[arg(long, value_name = "DIR")]
     output_dir: Option<PathBuf>,
     /// Decides every random number
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = crate::config::seed)]
     seed: u64,
     /// A smoke test of a few seconds: everything happens, nothing is learned well
     #[arg(long)]
@@ -31,6 +33,9 @@ pub(super) struct DemoArgs {
     /// Print errors only
     #[arg(long)]
     quiet: bool,
+    /// Print events for a program to read: one JSON object a line, on standard output
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     save: SaveArgs,
 }
@@ -54,9 +59,11 @@ pub(super) fn run(args: &DemoArgs) -> Result<()> {
         settings: settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
         ..Identity::default()
     };
-    let (quiet, save) = (args.quiet, args.save.clone());
-    let summary = demo::run(&DemoOptions { seed: args.seed, quick: args.quick, device, quiet, save, identity }, &dir)?;
-    if !args.quiet {
+    let (voice, save) = (Voice::of(args.quiet, args.json), args.save.clone());
+    let summary = demo::run(&DemoOptions { seed: args.seed, quick: args.quick, device, voice, save, identity }, &dir)?;
+    tell_report(&dir, voice)?;
+    voice.event("summary", summary.clone());
+    if voice == Voice::Lines {
         // As `train::metrics::tell`: a reader that has gone away is no failure.
         let _ = writeln!(std::io::stdout(), "{}", tell(&summary, &dir));
     }
@@ -125,7 +132,9 @@ fn tell(summary: &Map<String, Value>, dir: &Path) -> String {
     let seconds = summary.get("seconds").cloned().unwrap_or(json!({}));
     lines.extend([String::new(), format!("  Seconds by stage: {seconds}. Everything is in {}:", dir.display())]);
     lines.push(
-        "  sft/ reward/ ppo/ (models that transformers loads), summary.json, metrics.jsonl, samples.jsonl".to_owned(),
+        "  report.html (open it in a browser), sft/ reward/ ppo/ (models that transformers loads), summary.json, \
+         metrics.jsonl, samples.jsonl, comparison.jsonl"
+            .to_owned(),
     );
     lines.push(format!(
         "  Try: rlhf generate --model-name-or-path {0}/ppo --prompts {0}/prompts.jsonl --output answers.jsonl",
@@ -136,19 +145,19 @@ fn tell(summary: &Map<String, Value>, dir: &Path) -> String {
 
 /// A few prompts with both models' answers.
 fn examples(dir: &Path) -> Vec<String> {
-    let text = std::fs::read_to_string(dir.join("samples.jsonl")).unwrap_or_default();
+    let text = std::fs::read_to_string(dir.join(COMPARISON)).unwrap_or_default();
     let rows = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let mut lines = vec![
         String::new(),
         "  Some held-out prompts, answered before and after PPO (the judge's score behind):".to_owned(),
     ];
-    let differ = rows.filter(|row| row["sft"] != row["ppo"]);
+    let differ = rows.filter(|row| row["baseline"] != row["model"]);
     for row in differ.take(4) {
         let word = |name: &str| row[name].as_str().unwrap_or_default().to_owned();
         let score = |name: &str| row[name].as_f64().unwrap_or(f64::NAN);
         lines.push(format!("    {}", word("prompt")));
-        lines.push(format!("      SFT  {} ({:.2})", word("sft"), score("score_sft")));
-        lines.push(format!("      PPO  {} ({:.2})", word("ppo"), score("score_ppo")));
+        lines.push(format!("      SFT  {} ({:.2})", word("baseline"), score("judge_baseline")));
+        lines.push(format!("      PPO  {} ({:.2})", word("model"), score("judge_model")));
     }
     lines
 }

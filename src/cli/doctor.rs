@@ -176,7 +176,7 @@ fn card(ordinal: usize) -> Card {
     card
 }
 
-fn usable(cuda: &Cuda, source: &Source, capability: [i32; 2]) -> Result<()> {
+fn usable(cuda: &Cuda, source: &'static Source, capability: [i32; 2]) -> Result<()> {
     if source.runs_on(capability) {
         return cuda.load(source);
     }

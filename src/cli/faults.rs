@@ -13,14 +13,14 @@ use super::resume::claim;
 use crate::disk::simulated::{Disk, EIO, ENOSPC, Failure, Fault, Op, Plan, Record, Tree, inject, observe, room};
 use crate::error::{Code, Result};
 use crate::train::checkpoint::{self, Found};
-use crate::train::metrics::Journal;
+use crate::train::metrics::{Journal, Voice};
 
 /// The output directory, from what is recorded.
 const OUT: &str = "out";
 const CHECKPOINTS: &str = "out/checkpoints";
 const RESULT: &str = "out/manifest.json";
 /// The files of a finished run that depend on the clock or say how it was started.
-const OWN: [&str; 3] = ["timings.jsonl", "run.json", "manifest.json"];
+const OWN: [&str; 5] = ["timings.jsonl", "events.out.tfevents.rlhf", "report.html", "run.json", "manifest.json"];
 
 /// A stage: its arguments beside those that all have, and how much of it is tried.
 struct Stage {
@@ -160,7 +160,7 @@ impl Bench {
             return Some(format!("the directory cannot be taken: {error}"));
         }
         let marks = newest.as_ref().and_then(|found| found.saved()?.journal.as_ref());
-        if let Some(Err(error)) = marks.map(|marks| Journal::resume(&out, true, marks)) {
+        if let Some(Err(error)) = marks.map(|marks| Journal::resume(&out, Voice::Quiet, marks)) {
             return Some(format!("the journal of step {step} is lost: {error}"));
         }
         let left = Tree::read(&self.disk());

@@ -27,7 +27,7 @@ pub(super) struct FreshArgs {
     #[arg(long, value_name = "DIR")]
     output_dir: PathBuf,
     /// Decides every weight
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = crate::config::seed)]
     seed: u64,
 }
 

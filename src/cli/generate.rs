@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::session::{Loaded, check_output, every_row};
+use super::session::{check_output, every_row};
 use crate::data::encode::{PromptOptions, encode_prompts};
 use crate::data::records::open_rows;
 use crate::device::Device;
@@ -13,9 +13,11 @@ use crate::error::{Error, Result};
 use crate::model::config::Head;
 use crate::model::generate::{Generation, Sampling};
 use crate::random::Stage;
+use crate::train::pretrained::Pretrained;
 
 /// Options of `rlhf generate`.
 #[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Input and output")]
 pub(super) struct GenerateArgs {
     /// Directory of the language model
     #[arg(long, value_name = "DIR")]
@@ -27,19 +29,19 @@ pub(super) struct GenerateArgs {
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
     /// Tokens of an answer at most
-    #[arg(long, default_value_t = 128, value_parser = crate::config::at_least_one())]
+    #[arg(long, default_value_t = 128, value_parser = crate::config::at_least_one(), help_heading = "Sampling")]
     max_new_tokens: usize,
     /// Divides the logits; 0 takes the most likely token
-    #[arg(long, default_value_t = 1.0, value_parser = crate::config::temperature_or_greedy)]
+    #[arg(long, default_value_t = 1.0, value_parser = crate::config::temperature_or_greedy, help_heading = "Sampling")]
     temperature: f64,
     /// Sample among the k most likely tokens; 0 means all
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = crate::config::count, help_heading = "Sampling")]
     top_k: usize,
     /// Sample among the most likely tokens that hold this much probability
-    #[arg(long, default_value_t = 1.0, value_parser = crate::config::share)]
+    #[arg(long, default_value_t = 1.0, value_parser = crate::config::share, help_heading = "Sampling")]
     top_p: f64,
     /// Random numbers of the answers
-    #[arg(long, default_value_t = 42)]
+    #[arg(long, default_value_t = 42, value_parser = crate::config::seed, help_heading = "Sampling")]
     seed: u64,
     /// Where to compute: auto, cpu, cuda, cuda:N (the N-th GPU, from 0), emulated
     #[arg(long, default_value = "auto")]
@@ -47,7 +49,7 @@ pub(super) struct GenerateArgs {
 }
 
 /// The advice of [`encode_prompts`], which speaks of PPO's option.
-fn in_words_of_this(error: Error) -> Error {
+pub(super) fn in_words_of_this(error: Error) -> Error {
     match error.id() {
         "prompt-too-long" => error.fix("shorten or remove these prompts, or lower --max-new-tokens"),
         "response-length" => error.fix("lower --max-new-tokens"),
@@ -61,7 +63,7 @@ const BATCH: usize = 64;
 /// Answers all prompts.
 pub(super) fn run(args: &GenerateArgs) -> Result<()> {
     check_output(&args.output, &args.prompts)?;
-    let loaded = Loaded::read(&Device::parse(&args.device)?, &args.model_name_or_path)?;
+    let loaded = Pretrained::load(&Device::parse(&args.device)?, &args.model_name_or_path)?;
     if loaded.model.config().head != Head::Language {
         return Err(Error::input("not-a-language-model", "only a language model generates")
             .at(args.model_name_or_path.display().to_string())

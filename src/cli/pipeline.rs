@@ -5,14 +5,17 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use super::resume::{home, is_same};
-use super::session::{dataset, refuse_existing, required};
+use super::session::{dataset, refuse_existing, required, tell_report};
 use super::settings::{Settings, Table, parse, read_file, resolve};
+use super::usual::Stage;
 use super::{ppo, reward, sft};
 use crate::config::{LATEST, PpoConfig, RewardConfig, SftConfig};
 use crate::error::{Error, Result, nearest};
+use crate::train::metrics::Voice;
 
 /// Options of `rlhf run`.
 #[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Input and output")]
 pub(super) struct PipelineArgs {
     /// TOML file with shared keys and the tables [sft], [reward], [ppo]
     #[arg(long, value_name = "FILE")]
@@ -21,7 +24,7 @@ pub(super) struct PipelineArgs {
     #[arg(long, value_name = "DIR")]
     output_dir: Option<PathBuf>,
     /// Random numbers of all stages [the file's seed]
-    #[arg(long)]
+    #[arg(long, value_parser = crate::config::seed)]
     seed: Option<u64>,
     /// Where to compute: auto, cpu, cuda, cuda:N, emulated [the file's device]
     #[arg(long)]
@@ -32,25 +35,32 @@ pub(super) struct PipelineArgs {
     /// Print errors only
     #[arg(long)]
     quiet: bool,
+    /// Print events for a program to read: one JSON object a line, on standard output
+    #[arg(long)]
+    pub(super) json: bool,
     /// Go on from a checkpoint of a stage: PATH, or without it the newest whole one; finished stages are kept
-    #[arg(long, value_name = "PATH", num_args = 0..=1, default_missing_value = LATEST)]
+    #[arg(long, value_name = "PATH", num_args = 0..=1, default_missing_value = LATEST, help_heading = "Checkpoints")]
     resume: Option<PathBuf>,
     /// Resume although settings, data, models or the program have changed so that the result will be another
-    #[arg(long)]
+    #[arg(long, help_heading = "Checkpoints")]
     accept_changes: bool,
 }
 
 const STAGES: [&str; 3] = ["sft", "reward", "ppo"];
 
+/// A stage's options, twice: as its command takes them, and with their origins.
+type Of<T> = (T, Settings);
+
+/// The settings of all stages.
+pub(super) fn settings(args: &PipelineArgs) -> Result<[Settings; 3]> {
+    let (sft, reward, ppo) = Plan::read(args)?.all()?;
+    Ok([sft.1, reward.1, ppo.1])
+}
+
 /// Runs the stages one after the other.
 pub(super) fn run(args: &PipelineArgs) -> Result<()> {
     let plan = Plan::read(args)?;
-    let (sft_config, sft_settings) = plan.stage::<SftConfig>("sft", &[])?;
-    let base = |name: &str| plan.output.join(name).display().to_string();
-    let (reward_config, reward_settings) =
-        plan.stage::<RewardConfig>("reward", &[("model_name_or_path", base("sft"))])?;
-    let models = [("sft_model_path", base("sft")), ("reward_model_path", base("reward"))];
-    let (ppo_config, ppo_settings) = plan.stage::<PpoConfig>("ppo", &models)?;
+    let ((sft_config, sft_settings), (reward_config, reward_settings), (ppo_config, ppo_settings)) = plan.all()?;
     let stages = [
         (&sft_config.run, Some(&sft_config.eval), "sft"),
         (&reward_config.run, Some(&reward_config.eval), "reward"),
@@ -63,12 +73,12 @@ pub(super) fn run(args: &PipelineArgs) -> Result<()> {
         }
     }
     sft::run(&sft_config, &sft_settings)?;
-    if args.dry_run {
+    if sft_config.run.dry_run {
         return Ok(());
     }
     reward::run(&reward_config, &reward_settings)?;
     ppo::run(&ppo_config, &ppo_settings)?;
-    Ok(())
+    tell_report(&plan.output, Voice::of(ppo_config.run.quiet, ppo_config.run.json))
 }
 
 /// Whether the bytes of a configuration file can be followed, up to the files that it names.
@@ -82,6 +92,7 @@ pub(crate) fn check(bytes: &[u8]) -> Result<()> {
         device: None,
         dry_run: true,
         quiet: true,
+        json: false,
         resume: None,
         accept_changes: false,
     };
@@ -139,7 +150,13 @@ impl Plan {
         if let Some(device) = &args.device {
             give("device", device.clone());
         }
-        for (name, on) in [("dry-run", args.dry_run), ("quiet", args.quiet), ("accept-changes", args.accept_changes)] {
+        let flags = [
+            ("dry-run", args.dry_run),
+            ("quiet", args.quiet),
+            ("json", args.json),
+            ("accept-changes", args.accept_changes),
+        ];
+        for (name, on) in flags {
             if on {
                 give(name, "true".to_owned());
             }
@@ -149,6 +166,17 @@ impl Plan {
             Self::check_checkpoint(path, &output)?;
         }
         Ok(Self { path: args.config.clone(), output, shared, stages, given, resume })
+    }
+
+    /// The options of all stages, each of which starts from what the one before wrote.
+    fn all(&self) -> Result<(Of<SftConfig>, Of<RewardConfig>, Of<PpoConfig>)> {
+        let base = |name: &str| self.output.join(name).display().to_string();
+        let models = [("sft_model_path", base("sft")), ("reward_model_path", base("reward"))];
+        Ok((
+            self.stage::<SftConfig>("sft", &[])?,
+            self.stage::<RewardConfig>("reward", &[("model_name_or_path", base("sft"))])?,
+            self.stage::<PpoConfig>("ppo", &models)?,
+        ))
     }
 
     /// An error unless `path` is a checkpoint of one of the stages.
@@ -175,7 +203,7 @@ impl Plan {
 
     /// A stage's options: the models that earlier stages wrote, the shared keys that this stage knows, its own table,
     /// the command line.
-    fn stage<T: clap::Args>(&self, stage: &'static str, models: &[(&str, String)]) -> Result<(T, Settings)> {
+    fn stage<T: Stage>(&self, stage: &'static str, models: &[(&str, String)]) -> Result<(T, Settings)> {
         let names = long_names::<T>();
         let mut first = Table::new();
         for (key, value) in models {
@@ -244,6 +272,7 @@ mod tests {
             device: None,
             dry_run: false,
             quiet: true,
+            json: false,
             resume: None,
             accept_changes: false,
         };

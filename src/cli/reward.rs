@@ -13,10 +13,14 @@ use crate::error::Result;
 use crate::model::Model;
 use crate::model::card::Stage;
 use crate::model::config::Head;
+use crate::objective::calibration::describe;
 use crate::train;
 
 /// The file beside a reward model that holds the mean and deviation of its scores.
 pub(super) const STATISTICS: &str = "reward_statistics.json";
+
+/// The file beside a reward model that says how good it is on held-out pairs.
+pub(crate) const QUALITY: &str = "quality.json";
 
 /// Trains, and returns the directory of the result.
 pub(super) fn run(config: &RewardConfig, settings: &Settings) -> Result<PathBuf> {
@@ -28,6 +32,7 @@ pub(super) fn run(config: &RewardConfig, settings: &Settings) -> Result<PathBuf>
     }
     let loaded = session.load("model", model_dir)?;
     let max_length = config.epochs.max_length(loaded.model.config().max_positions)?;
+    session.settle("max-length", max_length);
     let options = PairOptions { max_length, strict: config.run.strict };
     let read = |session: &mut Session, role: &str, path: &PathBuf| {
         let rows = session.rows(path)?;
@@ -43,17 +48,24 @@ pub(super) fn run(config: &RewardConfig, settings: &Settings) -> Result<PathBuf>
     let mut config = config.clone();
     let job = train::plan::Preferences::new(loaded.model.config(), &data, &eval, &config);
     session.plan(&job, &mut config.optimizer)?;
-    let Some(mut journal) = session.begin(data.len())? else { return Ok(session.output) };
+    let steps = train::reward::total_steps(&config, data.len());
+    let Some(mut journal) = session.begin(data.len(), steps)? else { return Ok(session.output) };
     let model = with_score_head(loaded.model, config.run.seed)?;
     let model = {
         let mut keeper = session.checkpoints(Stage::Reward);
         train::reward::train(model, &data, &eval, &config, &mut journal, &mut keeper)?
     };
-    session.compare_memory()?;
-    let dir = session.save("", Stage::Reward, &model)?;
+    session.compare_memory(&mut journal);
+    let dir = session.save("", Stage::Reward, &model, &journal.results())?;
     write_statistics(&dir, &model, &data)?;
+    let mut more = vec![STATISTICS];
+    if !eval.is_empty() {
+        let quality = describe(&train::reward::evaluate(&model, &eval)?);
+        disk::write_file(&dir.join(QUALITY), format!("{quality:#}\n").as_bytes())?;
+        more.push(QUALITY);
+    }
     session.say(&format!("the reward model is in {}", dir.display()));
-    session.finish(&[STATISTICS], train::reward::total_steps(&config, data.len()))
+    session.finish(&more, steps)
 }
 
 /// The model, or one of its body under a fresh scalar head: then the device's memory has its own parameters no more.

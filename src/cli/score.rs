@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use super::session::{Loaded, check_output, every_row};
+use super::session::{check_output, every_row};
 use crate::data::encode::{LossOn, SftExample, SftOptions, encode_sft};
 use crate::data::records::{Row, open_rows};
 use crate::device::Device;
@@ -14,6 +14,7 @@ use crate::error::{Code, Error, Result};
 use crate::model::config::Head;
 use crate::model::heads::Packed;
 use crate::train::finite::blame;
+use crate::train::pretrained::Pretrained;
 use crate::train::reward::{check_scores, runs, score};
 
 /// Options of `rlhf score`.
@@ -39,7 +40,7 @@ pub(super) struct ScoreArgs {
 /// Scores all rows.
 pub(super) fn run(args: &ScoreArgs) -> Result<()> {
     check_output(&args.output, &args.dataset)?;
-    let loaded = Loaded::read(&Device::parse(&args.device)?, &args.model_name_or_path)?;
+    let loaded = Pretrained::load(&Device::parse(&args.device)?, &args.model_name_or_path)?;
     let rows = open_rows(&args.dataset)?;
     let reward = loaded.model.config().head == Head::Score;
     let examples: Vec<SftExample> = rows.map(|row| encode(row?, &loaded, reward)).collect::<Result<_>>()?;
@@ -51,7 +52,7 @@ pub(super) fn run(args: &ScoreArgs) -> Result<()> {
 
 /// One row alone, so that every row has its line: what training would drop or cut is an error here. A reward model
 /// reads the end-of-sequence token that it was trained to score at; a language model reads the text as it is written.
-fn encode(row: Row, loaded: &Loaded, reward: bool) -> Result<SftExample> {
+fn encode(row: Row, loaded: &Pretrained, reward: bool) -> Result<SftExample> {
     let options = SftOptions {
         max_length: loaded.model.config().max_positions,
         loss_on: if reward { LossOn::All } else { LossOn::Completion },
@@ -68,14 +69,14 @@ fn encode(row: Row, loaded: &Loaded, reward: bool) -> Result<SftExample> {
         .ok_or_else(|| Error::input("row-empty", "the row has no token").at(place))
 }
 
-fn scores(loaded: &Loaded, examples: Vec<SftExample>) -> Result<Vec<Value>> {
+fn scores(loaded: &Pretrained, examples: Vec<SftExample>) -> Result<Vec<Value>> {
     let (sequences, places): (Vec<Vec<i32>>, Vec<String>) = examples.into_iter().map(|e| (e.ids, e.place)).unzip();
     let scores = score(&loaded.model, &sequences)?;
     check_scores(&scores, |i| places[i].clone()).map_err(|error| blame(error, "", &loaded.model))?;
     Ok(scores.iter().enumerate().map(|(index, score)| json!({ "index": index, "score": score })).collect())
 }
 
-fn logprobs(loaded: &Loaded, examples: &[SftExample], temperature: f64) -> Result<Vec<Value>> {
+fn logprobs(loaded: &Pretrained, examples: &[SftExample], temperature: f64) -> Result<Vec<Value>> {
     let (model, weights) = (&loaded.model, loaded.model.frozen()?);
     let mut lines = Vec::with_capacity(examples.len());
     for run in runs(examples.iter().map(|e| e.ids.len())) {

@@ -5,25 +5,26 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
+use super::estimate::{self, Estimate};
+use super::host;
 use super::resume::{self, Start};
 use super::settings::Settings;
-use crate::config::{ComputeDType, EvalArgs, OptimizerArgs, ROWS_PER_PASS, RunArgs, SaveArgs};
+use crate::config::{ComputeDType, EvalArgs, OptimizerArgs, RunArgs, SaveArgs};
 use crate::data::encode::Encoded;
 use crate::data::ledger::Ledger;
 use crate::data::records::{Rows, open_rows};
-use crate::data::template::ChatTemplate;
-use crate::data::tokenizer::Tokenizer;
 use crate::device::Device;
 use crate::disk::{self, DirLock, Existing};
 use crate::error::{Code, Error, Result};
 use crate::model::Model;
 use crate::model::card::{Card, Stage};
 use crate::model::checkpoint::{saved_files, source_files};
-use crate::model::config::model_file;
+use crate::report;
 use crate::train::checkpoint::identity::{Identity, file_hash, files_hash};
 use crate::train::checkpoint::{self, Checkpoints, Finished, Found, seal};
-use crate::train::metrics::{Journal, RUN_FILE, tell};
-use crate::train::plan;
+use crate::train::metrics::{Journal, RUN_FILE, Voice};
+use crate::train::plan::{self, MemoryPlan};
+use crate::train::pretrained::Pretrained;
 
 /// A run in its output directory.
 pub(super) struct Session {
@@ -36,12 +37,14 @@ pub(super) struct Session {
     /// Files of the result, from the output directory.
     result: Vec<String>,
     facts: Map<String, Value>,
-    quiet: bool,
+    pub(super) voice: Voice,
     dry_run: bool,
     data: Vec<String>,
     lock: Option<DirLock>,
-    /// Bytes of the GPU's memory that could be planned with before the run took any.
+    /// Bytes of memory that could be planned with before the run took any.
     usable: usize,
+    /// Of these, the bytes of the models that were read.
+    loaded: usize,
     /// Bytes that the plan has at its peak.
     planned: Option<usize>,
 }
@@ -50,14 +53,23 @@ impl Session {
     /// Checks device, floats and output directory, takes the directory's lock, prints the settings, and looks for what
     /// the run begins from.
     pub(super) fn open(run: &RunArgs, settings: &Settings) -> Result<Self> {
-        let device = compute_device(run)?;
-        let usable = device.memory_to_plan()?;
-        let output = resume::output_dir(&run.save, run.output_dir.as_ref())?;
+        let estimate = settings.estimate;
+        let device = match estimate {
+            None => compute_device(run)?,
+            Some(estimate) => estimate.device(run, || compute_device(run))?,
+        };
+        let usable = usable(&device, estimate)?;
+        // From here on no weight is read, so none takes memory.
+        let device = if estimate.is_some() { device.rehearsal() } else { device };
+        let output = match (estimate, &run.output_dir) {
+            (Some(_), given) => given.clone().unwrap_or_default(),
+            (None, given) => resume::output_dir(&run.save, given.as_ref())?,
+        };
         let resumed = resume::is_asked(&run.save);
-        let lock = match (run.dry_run, resumed) {
+        let lock = match (estimate.is_some() || run.dry_run, resumed) {
             (false, _) => Some(resume::claim(&output, resumed)?),
-            (true, false) => refuse_existing(&output).map(|()| None)?,
-            (true, true) => None,
+            (true, false) if estimate.is_none() => refuse_existing(&output).map(|()| None)?,
+            (true, _) => None,
         };
         let mut session = Self {
             identity: Identity {
@@ -73,17 +85,21 @@ impl Session {
             start: Start::Fresh,
             result: Vec::new(),
             facts: Map::new(),
-            quiet: run.quiet,
-            dry_run: run.dry_run,
+            voice: Voice::of(run.quiet, run.json),
+            dry_run: run.dry_run || estimate.is_some(),
             data: Vec::new(),
             lock,
             usable,
+            loaded: 0,
             planned: None,
         };
         session.say(&format!("rlhf {} {}, on {}", env!("CARGO_PKG_VERSION"), settings.stage, session.device.name()));
         session.say(&settings.describe());
         if let Some(owner) = session.lock.as_ref().and_then(DirLock::stale) {
             session.say(&format!("  note: {owner}"));
+        }
+        if estimate.is_some() {
+            return Ok(session);
         }
         session.start = resume::find(&run.save, &session.output, &|line| session.say(line))?;
         Ok(session)
@@ -92,20 +108,27 @@ impl Session {
     /// Whether an earlier run has done all of this; says so.
     pub(super) fn is_finished(&self) -> Result<bool> {
         let Start::Finished(manifest) = &self.start else { return Ok(false) };
-        resume::finished(manifest, &self.identity, &self.save, &self.output, &|line| self.say(line)).map(|()| true)
+        resume::finished(manifest, &self.identity, &self.save, &self.output, &|line| self.say(line))?;
+        if !self.output.join(report::REPORT).exists() {
+            // Who sealed the result may have been stopped before it came to this.
+            tell_report(&self.output, self.voice)?;
+        }
+        Ok(true)
     }
 
     /// A line for the person who watches.
     pub(super) fn say(&self, line: &str) {
-        if !self.quiet {
-            tell(line);
-        }
+        self.voice.say(line);
     }
 
     /// Reads a model with its tokenizer and template, and says what it is.
-    pub(super) fn load(&mut self, role: &str, dir: &Path) -> Result<Loaded> {
-        let loaded = Loaded::read(&self.device, dir)?;
+    pub(super) fn load(&mut self, role: &str, dir: &Path) -> Result<Pretrained> {
+        let loaded = match self.settings.estimate {
+            None => Pretrained::load(&self.device, dir)?,
+            Some(_) => Pretrained::shape(&self.device, dir)?,
+        };
         let config = loaded.model.config();
+        self.loaded += config.parameters() * self.device.dtype().bytes();
         self.say(&format!(
             "{role}: {} ({:?}, {} layers, width {}, {} parameters, {} positions)",
             dir.display(),
@@ -119,11 +142,19 @@ impl Session {
             self.say(&format!("  note: {note}"));
         }
         self.facts.insert(role.to_owned(), json!(dir.display().to_string()));
+        if self.settings.estimate.is_some() {
+            return Ok(loaded);
+        }
         for (part, files) in source_files(dir)? {
             let files: Vec<(&str, &Path)> = files.iter().map(|(name, path)| (name.as_str(), path.as_path())).collect();
             self.identity.inputs.insert(format!("{role}/{part}"), files_hash(&files)?);
         }
         Ok(loaded)
+    }
+
+    /// Says in `run.json` what the model made of a setting that nobody gave.
+    pub(super) fn settle(&mut self, name: &str, value: usize) {
+        self.settings.settle(name, value);
     }
 
     /// Counts a file among what the run is made from.
@@ -155,39 +186,67 @@ impl Session {
         self.facts.insert(role.to_owned(), serde_json::to_value(ledger).unwrap_or_default());
     }
 
-    /// Plans the memory of a GPU and sets the rows of a pass; says so, and keeps it for `run.json`. On the CPU nothing
-    /// is planned.
+    /// Says how much there is to do, plans the memory and, on a GPU, sets the rows of a pass; keeps it for `run.json`.
     ///
     /// # Errors
     /// A run that does not fit.
     pub(super) fn plan(&mut self, job: &impl plan::Job, optimizer: &mut OptimizerArgs) -> Result<()> {
-        if let Some(plan) = plan::make(job, &self.device, self.usable)? {
-            self.say(&plan.summary(self.usable));
-            if self.dry_run {
-                self.say(&plan.table());
-            }
-            self.facts.insert("memory".into(), plan.to_json());
-            self.planned = Some(plan.peak());
+        let work = job.work();
+        self.say(&estimate::describe(work));
+        if let Some(line) = estimate::duration(work, self.settings.stage, &self.output) {
+            self.say(&line);
+        }
+        self.facts.insert("steps".into(), json!(work.steps));
+        let plan = if self.device.is_cpu() {
+            self.plan_host(job)?
+        } else {
+            let plan = plan::make(job, &self.device, self.usable)?;
             // A resumed run sums its gradients in the same passes, if these fit.
             let before = self.found().and_then(|found| found.manifest.identity.numbers.get("rows_per_pass").copied());
             let before = before.and_then(|rows| usize::try_from(rows).ok()).filter(|rows| *rows <= plan.micro_batch);
             optimizer.micro_batch = Some(before.unwrap_or(plan.micro_batch));
+            plan
+        };
+        self.say(&plan.summary(self.usable));
+        if self.dry_run {
+            self.say(&plan.table());
         }
+        self.facts.insert("memory".into(), plan.to_json());
+        self.planned = Some(plan.peak());
         self.identity.numbers.insert("rows_per_pass".into(), optimizer.rows_per_pass() as u64);
-        self.settings.complete("per-device-train-batch-size", ROWS_PER_PASS);
-        self.identity.settings = self.settings.to_map();
         self.facts.insert("rows_per_pass".into(), json!(optimizer.rows_per_pass()));
         self.facts.insert("rows_per_step".into(), json!(optimizer.rows_per_step()));
         Ok(())
     }
 
-    /// After a run: what it took of the GPU's memory, beside what was planned.
-    pub(super) fn compare_memory(&self) -> Result<()> {
+    /// The plan for the CPU, with a warning where it takes more than is free.
+    fn plan_host(&self, job: &impl plan::Job) -> Result<MemoryPlan> {
+        let weights = if self.settings.estimate.is_some() { 0 } else { self.loaded };
+        let total = match self.settings.estimate.and_then(|estimate| estimate.memory) {
+            Some(memory) => memory,
+            None => host::memory().map_or(usize::MAX, |memory| memory.total),
+        };
+        let host = plan::Host { taken: host::taken()[0].saturating_sub(weights), free: self.usable, total };
+        let (plan, advice) = plan::on_host(job, host)?;
+        if let Some(settings) = advice {
+            let cure = match &settings[..] {
+                [] => "end other programs, or use a smaller model".to_owned(),
+                settings => format!("use {}, or end other programs", settings.join(", or ")),
+            };
+            self.say(&format!(
+                "  warning: that is more than is free: the machine may swap, or end the run\n  fix: {cure}"
+            ));
+        }
+        Ok(plan)
+    }
+
+    /// After a run: what it took of the memory, beside what was planned.
+    pub(super) fn compare_memory(&self, journal: &mut Journal) {
         if let Some(planned) = self.planned {
-            let [peak, planned] = [self.device.take_memory_peak()?, planned].map(plan::text);
+            let peak = if self.device.is_cpu() { host::taken()[1] } else { journal.memory_peak() };
+            let [peak, planned] = [peak, planned].map(plan::text);
             self.say(&format!("memory: {peak} at the peak, {planned} were planned"));
         }
-        Ok(())
     }
 
     fn found(&self) -> Option<&Found> {
@@ -206,9 +265,12 @@ impl Session {
     }
 
     /// Opens the metrics, unless this is a dry run: then there is nothing more to do. `rows` is how many rows an epoch
-    /// has.
-    pub(super) fn begin(&mut self, rows: usize) -> Result<Option<Journal>> {
+    /// has, and `steps` how many steps the run.
+    pub(super) fn begin(&mut self, rows: usize, steps: usize) -> Result<Option<Journal>> {
         self.compare(rows)?;
+        if self.settings.estimate.is_some() {
+            return Ok(None);
+        }
         if self.dry_run {
             self.say(&format!("dry run: nothing was written to {}", self.output.display()));
             return Ok(None);
@@ -218,7 +280,9 @@ impl Session {
         run.insert("command".into(), json!(self.settings.stage));
         run.insert("device".into(), json!(self.device.name()));
         run.insert("settings".into(), self.settings.to_json());
+        run.insert("steps".into(), json!(steps));
         run.extend(self.facts.clone());
+        run.insert("reproduce".into(), self.identity.reproduce());
         if let Some(found) = self.found() {
             run.insert("resumed_after".into(), json!(found.manifest.step));
             resume::discard_later(&self.output, found, &|line| self.say(line))?;
@@ -226,17 +290,23 @@ impl Session {
         disk::write_file(&self.output.join(RUN_FILE), format!("{:#}\n", Value::Object(run)).as_bytes())?;
         let marks = self.found().and_then(|found| found.saved()?.journal.as_ref());
         let journal = match marks {
-            Some(marks) => Journal::resume(&self.output, self.quiet, marks)?,
-            None => Journal::new(&self.output, self.quiet)?,
+            Some(marks) => Journal::resume(&self.output, self.voice, marks)?,
+            None => Journal::open(&self.output, self.voice)?,
         };
         Ok(Some(journal))
     }
 
-    /// Saves a model under the output directory; `place` is empty for the run's result.
-    pub(super) fn save(&mut self, place: &str, stage: Stage, model: &Model) -> Result<PathBuf> {
+    /// Saves a model under the output directory; `place` is empty for the run's result. The model card shows `results`.
+    pub(super) fn save(
+        &mut self,
+        place: &str,
+        stage: Stage,
+        model: &Model,
+        results: &[(String, String)],
+    ) -> Result<PathBuf> {
         let dir = if place.is_empty() { self.output.clone() } else { self.output.join(place) };
         disk::create_output_dir(&dir, Existing::Reuse)?;
-        self.save_into(&dir, stage, model)?;
+        self.save_into(&dir, stage, model, results)?;
         let prefix = if place.is_empty() { String::new() } else { format!("{place}/") };
         self.result.extend(saved_files(&dir)?.iter().map(|name| format!("{prefix}{name}")));
         Ok(dir)
@@ -247,10 +317,11 @@ impl Session {
         let files: Vec<String> = self.result.into_iter().chain(more.iter().map(|name| (*name).to_owned())).collect();
         let finished = Finished { stage: self.settings.stage, steps, identity: self.identity, journal: None };
         seal(&self.output, &files, finished)?;
+        tell_report(&self.output, self.voice)?;
         Ok(self.output)
     }
 
-    fn save_into(&self, dir: &Path, stage: Stage, model: &Model) -> Result<()> {
+    fn save_into(&self, dir: &Path, stage: Stage, model: &Model, results: &[(String, String)]) -> Result<()> {
         let name = self.output.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let source = model.source().map(|s| s.display().to_string()).unwrap_or_default();
         let card = Card {
@@ -260,7 +331,7 @@ impl Session {
             source: &source,
             data: &self.data,
             settings: &self.settings.for_card(),
-            results: &[],
+            results,
             date: None,
         };
         model.save(dir, &card.render(model.config()))
@@ -268,11 +339,19 @@ impl Session {
 
     /// The run's checkpoints.
     pub(super) fn checkpoints(&self, stage: Stage) -> Checkpoints<'_> {
-        let export = move |dir: &Path, model: &Model| self.save_into(dir, stage, model);
+        let export = move |dir: &Path, model: &Model| self.save_into(dir, stage, model, &[]);
         let dir = self.output.join(checkpoint::DIR);
         let (identity, from) = (self.identity.clone(), self.found().cloned());
         Checkpoints::new(dir, self.settings.stage, &self.save, identity, from, Box::new(export))
     }
+}
+
+/// Writes the report of a run and says where it is. The result is there already: after an error `rlhf report` makes
+/// the page again.
+pub(super) fn tell_report(dir: &Path, voice: Voice) -> Result<()> {
+    let path = report::write(dir)?;
+    voice.say(&format!("the report is {}", path.display()));
+    Ok(())
 }
 
 /// What decides the last bits of results: what computes, and in which floats. Matrix products on a CPU are cut to the
@@ -289,6 +368,15 @@ pub(super) fn arithmetic(device: &Device) -> String {
     }
 }
 
+/// Bytes that a plan may use: those that are given, or those that are free.
+fn usable(device: &Device, estimate: Option<Estimate>) -> Result<usize> {
+    match estimate.and_then(|estimate| estimate.memory) {
+        Some(memory) => Ok(device.share_to_plan(memory)),
+        None if device.is_cpu() => Ok(host::memory().map_or(usize::MAX, |memory| memory.free)),
+        None => device.memory_to_plan(),
+    }
+}
+
 /// The device that a run names, set to compute in the floats that it names.
 fn compute_device(run: &RunArgs) -> Result<Device> {
     match (Device::parse(&run.device)?, run.dtype) {
@@ -299,40 +387,6 @@ fn compute_device(run: &RunArgs) -> Result<Device> {
         }
         (device, ComputeDType::F32) => Ok(device.in_f32()),
         (device, _) => Ok(device),
-    }
-}
-
-/// A model directory, read.
-pub(super) struct Loaded {
-    pub(super) model: Model,
-    pub(super) tokenizer: Tokenizer,
-    pub(super) template: Option<ChatTemplate>,
-}
-
-impl Loaded {
-    /// Reads model, tokenizer and template, and checks that they fit together.
-    pub(super) fn read(device: &Device, dir: &Path) -> Result<Self> {
-        check_directory(dir)?;
-        let tokenizer = Tokenizer::load(dir)?;
-        let template = ChatTemplate::load(dir, &tokenizer)?;
-        let model = Model::load(device, dir)?;
-        tokenizer
-            .check_vocabulary(model.config().vocab_size)
-            .map_err(|e| e.at_if_unplaced(dir.display().to_string()))?;
-        Ok(Self { model, tokenizer, template })
-    }
-
-    /// Tokens that end a response; a model without one can never end.
-    pub(super) fn stop_tokens(&self) -> Result<Vec<i32>> {
-        let mut stop = self.tokenizer.eos_token_ids().to_vec();
-        stop.extend(self.model.config().eos_token_ids.iter().filter(|id| !self.tokenizer.eos_token_ids().contains(id)));
-        if stop.is_empty() {
-            return Err(Error::input("eos-missing", "the model has no end-of-sequence token")
-                .at(self.model.source().map_or_else(String::new, |dir| dir.display().to_string()))
-                .because("a response could never end by itself")
-                .fix("set `eos_token_id` in generation_config.json"));
-        }
-        Ok(stop)
     }
 }
 
@@ -396,15 +450,4 @@ pub(super) fn refuse_existing(path: &Path) -> Result<()> {
             .fix("choose another --output-dir, or move the old one away"));
     }
     Ok(())
-}
-
-/// A name of a model that is not a directory: the commonest mistake is to give one of the Hugging Face hub.
-fn check_directory(dir: &Path) -> Result<()> {
-    if dir.exists() {
-        return model_file(dir, "config.json").map(|_| ());
-    }
-    Err(Error::input("model-missing", "there is no such model directory")
-        .at(dir.display().to_string())
-        .because("a model is read from disk; nothing is downloaded")
-        .fix("check the path, or download the model first (`hf download NAME --local-dir DIR`)"))
 }

@@ -1,12 +1,16 @@
 //! A stage's settings and where each came from: the command line, a configuration file, or the default. A file's keys
 //! are the options' names, with `_` or `-`; they are put before the command line's own options, which win.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::error::{ContextKind, ContextValue};
-use clap::{Args, Command};
+use clap::parser::ArgMatches;
+use clap::{Arg, ArgAction, Command};
 
+use super::estimate::Estimate;
+use super::usual::{NOTHING, Stage, Usual, usual};
 use crate::error::{Error, Result, nearest};
 use crate::files::read_plain;
 use crate::train::checkpoint::identity::IGNORED;
@@ -16,14 +20,27 @@ use crate::train::checkpoint::identity::IGNORED;
 pub(crate) struct Setting {
     pub(super) name: String,
     pub(super) value: String,
-    pub(super) origin: &'static str,
+    /// The command line, the file and the line in it, the stage before, or the default.
+    pub(super) origin: String,
+    /// Whether `value` is no value of the option but says what happens without one.
+    pub(super) is_words: bool,
 }
+
+const COMMAND_LINE: &str = "command line";
+const DEFAULT: &str = "default";
+/// Of what `rlhf run` itself fills in.
+const STAGE_BEFORE: &str = "the stage before";
+
+/// Options that stand beside a stage's own on the lines of some commands, and whether they take a value.
+pub(super) const BESIDE: [(&str, bool); 2] = [("config", true), ("memory", true)];
 
 /// All settings of a stage, in the order of its help.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Settings {
     pub(super) stage: &'static str,
     pub(super) list: Vec<Setting>,
+    /// Whether it is only asked what the run would take.
+    pub(super) estimate: Option<Estimate>,
 }
 
 /// Keys of a file and the TOML values under them.
@@ -87,35 +104,45 @@ fn check_depth(text: &str) -> std::result::Result<(), usize> {
     Ok(())
 }
 
-/// Where a key stands: the file, and the line if it is found there, first in the table of the stage.
-fn place_of(path: &Path, stage: &str, key: &str) -> String {
+/// The line of each key of a file, by its name with `-`: of the top, and of the table of the stage, which wins.
+fn lines(path: &Path, stage: &str) -> BTreeMap<String, usize> {
     let text = read_plain(path, "reading the configuration", FILE_BYTES_MAX).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
-    let file = toml::de::DeTable::parse(&text).ok();
-    let start = file.as_ref().and_then(|file| {
+    let mut lines = BTreeMap::new();
+    if let Ok(file) = toml::de::DeTable::parse(&text) {
         let file = file.get_ref();
-        let find = |table: &toml::de::DeTable<'_>| {
-            let named = |name: &str| name.replace('_', "-") == key.replace('_', "-");
-            table.keys().find(|name| named(name.get_ref())).map(|name| name.span().start)
-        };
         let own = file.get(stage).and_then(|value| value.get_ref().as_table());
-        own.and_then(&find).or_else(|| find(file))
-    });
-    let line = start.map(|at| format!(":{}", line_at(&text, at)));
-    format!("{}{}", path.display(), line.unwrap_or_default())
+        for name in [Some(file), own].into_iter().flatten().flat_map(|table| table.keys()) {
+            lines.insert(name.get_ref().replace('_', "-"), line_at(&text, name.span().start));
+        }
+    }
+    lines
+}
+
+/// Where a key stands: the file, and the line if it is found there.
+fn place_of(path: &Path, stage: &str, key: &str) -> String {
+    in_words(path, lines(path, stage).get(&key.replace('_', "-")))
+}
+
+fn in_words(path: &Path, line: Option<&usize>) -> String {
+    format!("{}{}", path.display(), line.map(|line| format!(":{line}")).unwrap_or_default())
 }
 
 /// The options of `T` from `tables` (earlier ones give way to later ones) and then `given`, the command line's own.
-pub(crate) fn resolve<T: Args>(
+pub(crate) fn resolve<T: Stage>(
     stage: &'static str,
     tables: &[(Option<PathBuf>, Table)],
     given: Vec<OsString>,
 ) -> Result<(T, Settings)> {
-    let command = T::augment_args(Command::new(stage).args_override_self(true));
-    let command = command.arg(clap::Arg::new("config").long("config"));
+    let mut command = T::augment_args(Command::new(stage).args_override_self(true));
+    for (name, has_value) in BESIDE {
+        let action = if has_value { ArgAction::Set } else { ArgAction::SetTrue };
+        command = command.arg(Arg::new(name).long(name).action(action));
+    }
     let mut args = vec![OsString::from(stage)];
-    let mut in_file = Vec::new();
+    let mut origins = BTreeMap::new();
     for (path, table) in tables {
+        let lines = path.as_deref().map(|path| lines(path, stage)).unwrap_or_default();
         let mut names = Vec::new();
         for (key, value) in table {
             let option = option(&command, key, path.as_deref())?;
@@ -125,39 +152,45 @@ pub(crate) fn resolve<T: Args>(
                 return Err(path.as_deref().map_or(error.clone(), |path| error.at(place_of(path, stage, key))));
             }
             names.push(option.clone());
-            in_file.push(option.clone());
+            let origin = path.as_deref().map(|path| in_words(path, lines.get(&option)));
+            origins.insert(option.clone(), origin.unwrap_or_else(|| STAGE_BEFORE.to_owned()));
             args.extend(words(stage, &option, value, path.as_deref())?);
         }
     }
-    let own: Vec<OsString> = given.clone();
+    for word in given.iter().filter_map(|word| word.to_str()?.strip_prefix("--")) {
+        let name = word.split('=').next().unwrap_or_default();
+        origins.insert(name.to_owned(), COMMAND_LINE.to_owned());
+    }
     args.extend(given);
     let matches = command.clone().try_get_matches_from(args).map_err(|e| wrong_value(&e, stage, tables))?;
     let parsed = T::from_arg_matches(&matches).map_err(|e| wrong_value(&e, stage, tables))?;
-    let list = command
-        .get_arguments()
-        .filter(|arg| arg.get_id() != "config")
-        .filter_map(|arg| {
-            let name = arg.get_long()?;
-            let values = matches.get_raw(arg.get_id().as_str())?;
-            let value = values.map(|v| v.to_string_lossy()).collect::<Vec<_>>().join(" ");
-            let flag = format!("--{name}");
-            let on_line =
-                own.iter().any(|a| a.to_str().is_some_and(|a| a == flag || a.starts_with(&format!("{flag}="))));
-            let origin = match (on_line, in_file.iter().any(|f| f == name)) {
-                (true, _) => "command line",
-                (false, true) => "file",
-                (false, false) => "default",
-            };
-            Some(Setting { name: name.to_owned(), value, origin })
-        })
-        .collect();
-    Ok((parsed, Settings { stage, list }))
+    let own = command.get_arguments().filter(|arg| !BESIDE.iter().any(|(name, _)| arg.get_id() == *name));
+    let list = own.filter_map(|arg| setting::<T>(arg, &matches, &mut origins)).collect();
+    Ok((parsed, Settings { stage, list, estimate: None }))
+}
+
+/// What an option is, and from where.
+fn setting<T: Stage>(arg: &Arg, matches: &ArgMatches, origins: &mut BTreeMap<String, String>) -> Option<Setting> {
+    let name = arg.get_long()?.to_owned();
+    let text = |id: &str| {
+        let values = matches.get_raw(id)?;
+        Some(values.map(|v| v.to_string_lossy()).collect::<Vec<_>>().join(" "))
+    };
+    let (value, is_words) = match (text(arg.get_id().as_str()), usual::<T>(&name)) {
+        (Some(value), _) => (value, false),
+        (None, Usual::Value(value)) => (value, false),
+        (None, Usual::As(other)) => (text(&other.replace('-', "_")).unwrap_or_default(), false),
+        (None, Usual::Words(words)) => (words.to_owned(), true),
+    };
+    let origin = origins.remove(&name).unwrap_or_else(|| DEFAULT.to_owned());
+    Some(Setting { name, value, origin, is_words })
 }
 
 /// The long name of the option that `key` means.
 fn option(command: &Command, key: &str, path: Option<&Path>) -> Result<String> {
     let name = key.replace('_', "-");
-    let known = || command.get_arguments().filter_map(clap::Arg::get_long).filter(|n| *n != "config");
+    let known =
+        || command.get_arguments().filter_map(Arg::get_long).filter(|n| !BESIDE.iter().any(|(name, _)| name == n));
     if known().any(|n| n == name) {
         return Ok(name);
     }
@@ -211,23 +244,35 @@ fn wrong_value(error: &clap::Error, stage: &str, tables: &[(Option<PathBuf>, Tab
     path.map_or(error_here.clone(), |path| error_here.at(place_of(path, stage, &key)))
 }
 
+impl Setting {
+    fn line(&self) -> String {
+        format!("  {:<28} {:<24} {}", self.name, self.value, self.origin)
+    }
+}
+
 impl Settings {
     /// A table to read: what was chosen first, then the defaults in fewer words.
     pub(crate) fn describe(&self) -> String {
-        let mut lines = Vec::new();
-        for setting in self.list.iter().filter(|s| s.origin != "default") {
-            lines.push(format!("  {:<28} {:<24} {}", setting.name, setting.value, setting.origin));
-        }
-        let defaults: Vec<String> =
-            self.list.iter().filter(|s| s.origin == "default").map(|s| format!("{} {}", s.name, s.value)).collect();
+        let (defaults, chosen): (Vec<&Setting>, Vec<&Setting>) = self.list.iter().partition(|s| s.origin == DEFAULT);
+        let mut lines: Vec<String> = chosen.into_iter().map(Setting::line).collect();
+        let brief = |s: &Setting| match s.is_words {
+            true => format!("{} ({})", s.name, s.value),
+            false => format!("{} {}", s.name, s.value),
+        };
+        let defaults = defaults.into_iter().filter(|s| s.value != NOTHING).map(brief).collect::<Vec<_>>();
         lines.push(format!("  defaults: {}", defaults.join(", ")));
         lines.join("\n")
     }
 
-    /// Adds the default of an option that has none on the command line.
-    pub(super) fn complete(&mut self, name: &str, value: usize) {
-        if self.list.iter().all(|s| s.name != name) {
-            self.list.push(Setting { name: name.to_owned(), value: value.to_string(), origin: "default" });
+    /// Every setting, one a line.
+    pub(super) fn table(&self) -> String {
+        self.list.iter().map(Setting::line).collect::<Vec<_>>().join("\n")
+    }
+
+    /// Puts a value in the place of words: what the data or the model made of a setting that nobody gave.
+    pub(super) fn settle(&mut self, name: &str, value: usize) {
+        if let Some(setting) = self.list.iter_mut().find(|s| s.name == name && s.is_words) {
+            (setting.value, setting.is_words) = (value.to_string(), false);
         }
     }
 
@@ -237,16 +282,17 @@ impl Settings {
         serde_json::Value::Object(self.list.iter().map(entry).collect())
     }
 
-    /// Option to value.
-    pub(crate) fn to_map(&self) -> std::collections::BTreeMap<String, String> {
-        self.list.iter().map(|s| (s.name.clone(), s.value.clone())).collect()
+    /// Option to value, where there is one.
+    pub(crate) fn to_map(&self) -> BTreeMap<String, String> {
+        self.list.iter().filter(|s| !s.is_words).map(|s| (s.name.clone(), s.value.clone())).collect()
     }
 
     /// What a model card shows: the settings that were chosen, paths left out.
     pub(super) fn for_card(&self) -> Vec<(String, String)> {
         let is_place = |name: &str| name.contains("path") || name.contains("dataset") || name.ends_with("dir");
         // A resumed run has the card of one that never stopped.
-        let chosen = self.list.iter().filter(|s| !is_place(&s.name) && !IGNORED.contains(&s.name.as_str()));
+        let shown = |s: &&Setting| !s.is_words && !is_place(&s.name) && !IGNORED.contains(&s.name.as_str());
+        let chosen = self.list.iter().filter(shown);
         chosen.map(|s| (s.name.clone(), s.value.clone())).collect()
     }
 }
@@ -267,10 +313,11 @@ mod tests {
         let (config, settings) = resolve::<SftConfig>("sft", &file, own).unwrap();
         assert_eq!((config.learning_rate, config.epochs.max_length), (2e-3, Some(7)));
         assert_eq!((config.packing, config.assistant_only_loss), (false, true));
-        let origin = |name: &str| settings.list.iter().find(|s| s.name == name).unwrap().origin;
+        let origin = |name: &str| &settings.list.iter().find(|s| s.name == name).unwrap().origin[..];
+        // The file is not there, so that nobody knows the line.
         assert_eq!(
             (origin("learning-rate"), origin("max-length"), origin("seed")),
-            ("command line", "file", "default")
+            ("command line", "a.toml", "default")
         );
     }
 

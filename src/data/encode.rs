@@ -1,16 +1,20 @@
 //! Rows -> token examples of a stage, with every row and token entered in the ledger. A prompt and its completion are
 //! tokenised as one text; a token that begins at or after the boundary belongs to the completion.
 
+mod seen;
+
 use std::ops::Range;
 
 use serde_json::Map;
 
-use super::formats::{self, Message, Pair, Parsed, SftBody, Turns};
-use super::ledger::{Ledger, Reason, Stage};
+use super::formats::{self, Message, Pair, SftBody, Turns};
+use super::ledger::{Entry, Ledger, Mask, Reason, Stage};
 use super::records::Row;
 use super::template::ChatTemplate;
-use super::tokenizer::{Encoding, Tokenizer};
+use super::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
+pub(crate) use seen::{Fate, Seen, Sequence};
+use seen::{Prepared, one};
 
 /// How many bad rows one error names.
 const PLACES_SHOWN: usize = 5;
@@ -58,6 +62,18 @@ pub struct PromptOptions {
     pub response_length: usize,
     /// Whether any loss of data is an error.
     pub strict: bool,
+}
+
+impl PromptOptions {
+    /// The longest prompt that leaves room for the response, in tokens. Error `response-length` if none does.
+    pub(crate) fn longest(&self) -> Result<usize> {
+        let Self { context, response_length, .. } = *self;
+        if response_length > 0 && response_length < context {
+            return Ok(context - response_length);
+        }
+        let what = format!("a response of {response_length} tokens leaves no room for a prompt in {context} positions");
+        Err(Error::usage("response-length", what).fix("choose another response_length"))
+    }
 }
 
 /// An example of supervised fine-tuning.
@@ -120,8 +136,8 @@ pub fn encode_sft(
     let mut examples = Vec::new();
     for row in rows {
         let row = row?;
-        let example = encoder.sft_row(&row, options).map_err(|error| error.at_if_unplaced(&row.place))?;
-        examples.extend(example);
+        let seen = encoder.sft_row(&row, options)?;
+        examples.extend(encoder.enter(seen, &row)?.into_example(row.place));
     }
     let kept = examples.iter().map(|example: &SftExample| example.ids.len() as u64).sum();
     let targets = examples.iter().flat_map(|example| &example.is_target).filter(|is_target| **is_target).count();
@@ -140,8 +156,8 @@ pub fn encode_pairs(
     let mut examples = Vec::new();
     for row in rows {
         let row = row?;
-        let example = encoder.pair_row(&row, options).map_err(|error| error.at_if_unplaced(&row.place))?;
-        examples.extend(example);
+        let seen = encoder.pair_row(&row, options)?;
+        examples.extend(encoder.enter(seen, &row)?.into_pair(row.place));
     }
     let kept =
         examples.iter().map(|example: &PairExample| (example.chosen.len() + example.rejected.len()) as u64).sum();
@@ -157,11 +173,7 @@ pub fn encode_prompts(
     options: &PromptOptions,
 ) -> Result<Encoded<PromptExample>> {
     let PromptOptions { context, response_length, strict } = *options;
-    if response_length == 0 || response_length >= context {
-        let what = format!("a response of {response_length} tokens leaves no room for a prompt in {context} positions");
-        return Err(Error::usage("response-length", what).fix("choose another response_length"));
-    }
-    let longest = context - response_length;
+    let longest = options.longest()?;
     let mut encoder = Encoder::new(tokenizer, template, Stage::Ppo, strict);
     let mut examples = Vec::new();
     let mut too_long: Vec<(String, usize)> = Vec::new();
@@ -169,7 +181,8 @@ pub fn encode_prompts(
     for row in rows {
         let row = row?;
         count += 1;
-        let example = encoder.prompt_row(&row).map_err(|error| error.at_if_unplaced(&row.place))?;
+        let seen = encoder.prompt_row(&row)?;
+        let example = encoder.enter(seen, &row)?.into_prompt(row.place);
         let long = example.iter().filter(|example| example.ids.len() > longest);
         too_long.extend(long.map(|example| (example.place.clone(), example.ids.len())));
         examples.extend(example);
@@ -187,64 +200,15 @@ pub fn encode_prompts(
     encoder.close(examples, kept, 0)
 }
 
-fn check_max_length(max_length: usize) -> Result<()> {
+pub(super) fn check_max_length(max_length: usize) -> Result<()> {
     if max_length >= 2 {
         return Ok(());
     }
     Err(Error::usage("max-length", format!("max_length is {max_length}; a sequence has at least 2 tokens")))
 }
 
-/// A text ready to be tokenised.
-struct Prepared {
-    text: String,
-    /// Which bytes the loss learns, ascending.
-    learnt: Vec<Range<usize>>,
-    /// Whether a chat template wrote it: it then has its own special tokens.
-    is_conversation: bool,
-}
-
-impl Prepared {
-    fn plain(text: String, learnt_from: usize) -> Self {
-        let learnt = one(learnt_from..text.len());
-        Self { text, learnt, is_conversation: false }
-    }
-
-    fn conversation(text: String, learnt: Vec<Range<usize>>) -> Self {
-        Self { text, learnt, is_conversation: true }
-    }
-
-    /// How many tokens begin before a place where learning begins or ends, and end behind it.
-    fn count_straddling(&self, offsets: &[(usize, usize)]) -> u64 {
-        let places: Vec<usize> = self.learnt.iter().flat_map(|span| [span.start, span.end]).collect();
-        let straddles = |(start, end): &&(usize, usize)| {
-            let next = places.get(places.partition_point(|place| place <= start));
-            next.is_some_and(|place| place < end)
-        };
-        offsets.iter().filter(straddles).count() as u64
-    }
-
-    /// Whether the byte at `place` is learnt.
-    fn is_learnt(&self, place: usize) -> bool {
-        let span = self.learnt.get(self.learnt.partition_point(|span| span.end <= place));
-        span.is_some_and(|span| span.start <= place)
-    }
-
-    /// Which tokens are learnt: those that begin in a learnt span, and the EOS behind a text that is learnt to its end.
-    fn mark_targets(&self, encoding: &Encoding) -> Vec<bool> {
-        let end = self.text.len();
-        let is_end_learnt = self.learnt.last().is_some_and(|span| span.end == end);
-        let places = encoding.offsets.iter().zip(&encoding.is_added).enumerate();
-        let is_target = |(index, ((start, _), is_added)): (usize, (&(usize, usize), &bool))| {
-            // Nothing comes before the first token, so no loss can learn it; a BOS stands for nothing in the text.
-            let is_behind = *start == end;
-            index > 0 && if *is_added { is_behind && is_end_learnt } else { self.is_learnt(*start) }
-        };
-        places.map(is_target).collect()
-    }
-}
-
 /// Turns rows into examples, and keeps the account.
-struct Encoder<'a> {
+pub(crate) struct Encoder<'a> {
     tokenizer: &'a Tokenizer,
     template: Option<&'a ChatTemplate>,
     ledger: Ledger,
@@ -252,8 +216,18 @@ struct Encoder<'a> {
 }
 
 impl<'a> Encoder<'a> {
-    fn new(tokenizer: &'a Tokenizer, template: Option<&'a ChatTemplate>, stage: Stage, strict: bool) -> Self {
+    pub(crate) fn new(
+        tokenizer: &'a Tokenizer,
+        template: Option<&'a ChatTemplate>,
+        stage: Stage,
+        strict: bool,
+    ) -> Self {
         Self { tokenizer, template, ledger: Ledger::new(stage), strict }
+    }
+
+    /// The account of the rows so far.
+    pub(crate) fn ledger(&self) -> &Ledger {
+        &self.ledger
     }
 
     /// Holds the account against the examples, which must not be none.
@@ -272,13 +246,70 @@ impl<'a> Encoder<'a> {
         Ok(Encoded { examples, ledger })
     }
 
-    fn unpack<T>(&mut self, parsed: Parsed<T>) -> T {
-        self.ledger.note_extra(&parsed.extra);
-        parsed.body
+    /// A row for supervised fine-tuning, not yet in the ledger.
+    pub(crate) fn sft_row(&self, row: &Row, options: &SftOptions) -> Result<Seen> {
+        let seen = formats::sft_body(row).and_then(|parsed| {
+            let seen = self.see_sft(parsed.body, options)?;
+            Ok(Seen { extra: parsed.extra, ..seen })
+        });
+        seen.map_err(|error| error.at_if_unplaced(&row.place))
     }
 
-    fn sft_row(&mut self, row: &Row, options: &SftOptions) -> Result<Option<SftExample>> {
-        let body = self.unpack(formats::sft_body(row)?);
+    /// A row for a reward model, not yet in the ledger.
+    pub(crate) fn pair_row(&self, row: &Row, options: &PairOptions) -> Result<Seen> {
+        let seen = formats::pair(row).and_then(|parsed| {
+            let seen = self.see_pair(parsed.body, options)?;
+            Ok(Seen { extra: parsed.extra, ..seen })
+        });
+        seen.map_err(|error| error.at_if_unplaced(&row.place))
+    }
+
+    /// A row for PPO, not yet in the ledger.
+    pub(crate) fn prompt_row(&self, row: &Row) -> Result<Seen> {
+        let seen = formats::prompt(row).and_then(|parsed| {
+            let seen = self.see_prompt(parsed.body)?;
+            Ok(Seen { extra: parsed.extra, ..seen })
+        });
+        seen.map_err(|error| error.at_if_unplaced(&row.place))
+    }
+
+    /// Enters a row in the ledger, all of it at once: a row that fails half-way leaves no trace.
+    pub(crate) fn enter(&mut self, seen: Seen, row: &Row) -> Result<Seen> {
+        if self.strict {
+            seen.refuse_loss().map_err(|error| error.at(&row.place))?;
+        }
+        let ledger = &mut self.ledger;
+        ledger.note_extra(&seen.extra);
+        for sequence in &seen.sequences {
+            ledger.conversations += u64::from(sequence.is_conversation);
+            ledger.conversations_without_eos += u64::from(sequence.is_conversation && sequence.lacks_eos);
+            ledger.tokens_unknown += sequence.unknown as u64;
+            ledger.characters_lost += sequence.lost as u64;
+            ledger.tokens_straddling += sequence.straddling;
+            ledger.eos_appended += u64::from(sequence.is_closed);
+        }
+        let masks = || seen.sequences.iter().flat_map(|sequence| &sequence.masks);
+        let targets = masks().filter(|mask| mask.is_none()).count();
+        let mut entry = Entry { tokens: seen.tokens(), targets, ..Entry::default() };
+        match seen.fate {
+            Fate::Dropped(reason) => ledger.drop_row(reason, &entry),
+            Fate::Kept { cut } => {
+                for mask in masks().take(entry.tokens - cut) {
+                    match mask {
+                        Some(mask) => *entry.kept_masked.entry(*mask).or_default() += 1,
+                        None => entry.kept_targets += 1,
+                    }
+                }
+                ledger.keep_row(&entry, cut, targets - entry.kept_targets);
+                if let [chosen, rejected] = seen.sequences.as_slice() {
+                    ledger.identical_pairs += u64::from(chosen.encoding.ids == rejected.encoding.ids);
+                }
+            }
+        }
+        Ok(seen)
+    }
+
+    fn see_sft(&self, body: SftBody, options: &SftOptions) -> Result<Seen> {
         let is_empty = match &body {
             SftBody::Text(text) => text.is_empty(),
             SftBody::Messages(messages) => messages.is_empty(),
@@ -286,69 +317,61 @@ impl<'a> Encoder<'a> {
             SftBody::Dialogue { completion, .. } => completion.is_empty(),
         };
         if is_empty {
-            return self.drop_row(Reason::Empty, 0).map(|()| None);
+            return Ok(Seen::new(self.what_is_given(body)?, Fate::Dropped(Reason::Empty)));
         }
         let prepared = self.prepare(body, options.loss_on)?;
-        let mut encoding = self.encode(&prepared, options.append_eos)?;
-        let mut is_target = prepared.mark_targets(&encoding);
-        let tokens = encoding.ids.len();
-        if encoding.is_empty() {
-            return self.drop_row(Reason::Empty, tokens).map(|()| None);
-        }
-        if prepared.is_conversation {
-            let learns_eos = encoding.ids.iter().zip(&is_target).any(|(id, is_target)| *is_target && self.ends(*id));
-            self.ledger.conversations_without_eos += u64::from(!learns_eos);
-        }
-        encoding.ids.truncate(options.max_length);
-        is_target.truncate(options.max_length);
-        let targets = is_target.iter().filter(|is_target| **is_target).count();
-        if targets == 0 {
-            return self.drop_row(Reason::NoTarget, tokens).map(|()| None);
-        }
-        let cut = tokens - encoding.ids.len();
-        if cut > 0 && self.strict {
-            let what = format!("the row has {tokens} tokens and would be cut to {}", options.max_length);
-            let error = Error::input("strict-row-cut", what).because("--strict forbids any loss of data");
-            return Err(error.fix("raise max_length, shorten the row, or leave --strict out"));
-        }
-        self.ledger.keep_row(encoding.ids.len(), cut, targets);
-        Ok(Some(SftExample { ids: encoding.ids, is_target, place: row.place.clone() }))
+        let mut sequence = self.sequence(prepared, options.append_eos)?;
+        let ends = sequence.encoding.ids.iter().zip(&sequence.masks);
+        sequence.lacks_eos = !ends.into_iter().any(|(id, mask)| mask.is_none() && self.ends(*id));
+        let is_empty = sequence.encoding.is_empty();
+        let cut = sequence.encoding.ids.len().saturating_sub(options.max_length);
+        let learns = sequence.masks.iter().take(options.max_length).any(Option::is_none);
+        let fate = match (is_empty, learns) {
+            (true, _) => Fate::Dropped(Reason::Empty),
+            (false, false) => Fate::Dropped(Reason::NoTarget),
+            (false, true) => Fate::Kept { cut },
+        };
+        Ok(Seen::new(vec![sequence], fate))
     }
 
-    fn pair_row(&mut self, row: &Row, options: &PairOptions) -> Result<Option<PairExample>> {
-        let Pair { prompt, chosen, rejected, margin } = self.unpack(formats::pair(row)?);
+    /// The prompt of a row without completion, whose tokens are lost with the row; nothing of it is learnt.
+    fn what_is_given(&self, body: SftBody) -> Result<Vec<Sequence>> {
+        let prepared = match body {
+            SftBody::Completion { prompt, .. } if !prompt.is_empty() => Prepared::plain(prompt, 0),
+            // A template may refuse a conversation without an answer.
+            SftBody::Dialogue { prompt, .. } if !prompt.is_empty() => match self.render(&prompt, false) {
+                Ok(text) => Prepared::conversation(text, Vec::new()),
+                Err(_) => return Ok(Vec::new()),
+            },
+            _ => return Ok(Vec::new()),
+        };
+        let mut sequence = self.sequence(prepared, false)?;
+        sequence.masks.iter_mut().for_each(|mask| *mask = Some(Mask::Given));
+        Ok(vec![sequence])
+    }
+
+    fn see_pair(&self, pair: Pair, options: &PairOptions) -> Result<Seen> {
+        let Pair { prompt, chosen, rejected, margin } = pair;
         let mut sides = Vec::new();
-        let mut is_empty = false;
         for answer in [chosen, rejected] {
             let prepared = self.join(&prompt, answer)?;
-            if prepared.text.is_empty() {
-                is_empty = true;
-                continue;
+            if !prepared.text.is_empty() {
+                let sequence = self.sequence(prepared, true)?;
+                sides.push(sequence.without_token_loss());
             }
-            let encoding = self.encode(&prepared, true)?;
-            is_empty |= encoding.is_empty();
-            if prepared.is_conversation {
-                let has_eos = encoding.ids.iter().any(|id| self.ends(*id));
-                self.ledger.conversations_without_eos += u64::from(!has_eos);
-            }
-            sides.push(encoding.ids);
         }
-        let tokens = sides.iter().map(Vec::len).sum();
-        let is_long = sides.iter().any(|ids| ids.len() > options.max_length);
-        let Ok([chosen, rejected]) = <[Vec<i32>; 2]>::try_from(sides) else {
-            return self.drop_row(Reason::Empty, tokens).map(|()| None);
+        let is_empty = sides.len() < 2 || sides.iter().any(|side| side.encoding.is_empty());
+        let is_long = sides.iter().any(|side| side.encoding.ids.len() > options.max_length);
+        let fate = match (is_empty, is_long) {
+            (true, _) => Fate::Dropped(Reason::Empty),
+            (false, true) => Fate::Dropped(Reason::TooLong),
+            (false, false) => Fate::Kept { cut: 0 },
         };
-        if is_empty || is_long {
-            let reason = if is_empty { Reason::Empty } else { Reason::TooLong };
-            return self.drop_row(reason, tokens).map(|()| None);
-        }
-        self.ledger.identical_pairs += u64::from(chosen == rejected);
-        self.ledger.keep_row(tokens, 0, 0);
-        Ok(Some(PairExample { chosen, rejected, margin, place: row.place.clone() }))
+        Ok(Seen { margin, ..Seen::new(sides, fate) })
     }
 
-    fn prompt_row(&mut self, row: &Row) -> Result<Option<PromptExample>> {
-        let prepared = match self.unpack(formats::prompt(row)?) {
+    fn see_prompt(&self, prompt: Turns) -> Result<Seen> {
+        let prepared = match prompt {
             Turns::Text(text) => Prepared::plain(text, 0),
             Turns::Messages(messages) if messages.is_empty() => Prepared::plain(String::new(), 0),
             Turns::Messages(messages) => {
@@ -359,13 +382,12 @@ impl<'a> Encoder<'a> {
                 Prepared::conversation(self.render(&messages, true)?, Vec::new())
             }
         };
-        let mut encoding = self.encode(&prepared, false)?;
-        encoding.open_end();
-        if encoding.is_empty() {
-            return self.drop_row(Reason::Empty, encoding.ids.len()).map(|()| None);
-        }
-        self.ledger.keep_row(encoding.ids.len(), 0, 0);
-        Ok(Some(PromptExample { ids: encoding.ids, text: prepared.text, place: row.place.clone() }))
+        let mut sequence = self.sequence(prepared, false)?;
+        sequence.encoding.open_end();
+        sequence.masks.truncate(sequence.encoding.ids.len());
+        let is_empty = sequence.encoding.is_empty();
+        let fate = if is_empty { Fate::Dropped(Reason::Empty) } else { Fate::Kept { cut: 0 } };
+        Ok(Seen::new(vec![sequence.without_token_loss()], fate))
     }
 
     /// The text of a row, and which of it is learnt.
@@ -474,21 +496,14 @@ impl<'a> Encoder<'a> {
     }
 
     /// The tokens of a text; with `close`, one that no template wrote gets an EOS at its end.
-    fn encode(&mut self, prepared: &Prepared, close: bool) -> Result<Encoding> {
+    fn sequence(&self, prepared: Prepared, close: bool) -> Result<Sequence> {
         let mut encoding = self.tokenizer.encode(&prepared.text, !prepared.is_conversation)?;
-        self.ledger.conversations += u64::from(prepared.is_conversation);
         let unknown = encoding.ids.iter().filter(|id| Some(**id) == self.tokenizer.unk_token_id()).count();
-        self.ledger.tokens_unknown += unknown as u64;
         let lost = encoding.lost_characters(&prepared.text);
-        self.ledger.characters_lost += lost as u64;
-        if lost > 0 && self.strict {
-            let what = format!("the tokenizer has no token for {lost} characters of the row");
-            let error = Error::input("strict-text-lost", what).because("--strict forbids any loss of data");
-            return Err(error.fix("use a tokenizer with byte fallback, remove the characters, or leave --strict out"));
-        }
-        self.ledger.tokens_straddling += prepared.count_straddling(&encoding.offsets);
+        let straddling = prepared.count_straddling(&encoding.offsets);
         let is_closed = encoding.ids.last().is_some_and(|id| self.ends(*id));
-        if close && !prepared.is_conversation && !is_closed {
+        let is_closed = close && !prepared.is_conversation && !is_closed;
+        if is_closed {
             let eos = self.tokenizer.eos_token_id().ok_or_else(|| {
                 let error = Error::input("eos-missing", "the model has no EOS token, so no answer would ever end");
                 error.fix("set `eos_token` in tokenizer_config.json, or `eos_token_id` in generation_config.json")
@@ -497,24 +512,12 @@ impl<'a> Encoder<'a> {
             encoding.ids.push(eos);
             encoding.offsets.push((end, end));
             encoding.is_added.push(true);
-            self.ledger.eos_appended += 1;
         }
-        Ok(encoding)
+        let masks = prepared.masks(&encoding);
+        let lacks_eos = !encoding.ids.iter().any(|id| self.ends(*id));
+        let Prepared { text, is_conversation, .. } = prepared;
+        Ok(Sequence { text, encoding, masks, is_conversation, lacks_eos, unknown, lost, straddling, is_closed })
     }
-
-    fn drop_row(&mut self, reason: Reason, tokens: usize) -> Result<()> {
-        if self.strict {
-            let error = Error::input("strict-row-dropped", format!("the row would be dropped: {reason}"));
-            let error = error.because("--strict forbids any loss of data");
-            return Err(error.fix("correct or remove the row, or leave --strict out"));
-        }
-        self.ledger.drop_row(reason, tokens);
-        Ok(())
-    }
-}
-
-fn one(span: Range<usize>) -> Vec<Range<usize>> {
-    std::iter::once(span).collect()
 }
 
 fn not_prefix(turn: usize) -> Error {

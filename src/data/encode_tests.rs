@@ -78,7 +78,9 @@ fn long_rows_are_cut_and_empty_ones_dropped() {
     let encoded = sft(&values, None, &short).unwrap();
     assert_eq!(learnt(&encoded.examples[0]), "[<s>12]34");
     let ledger = &encoded.ledger;
-    assert_eq!((ledger.rows_cut, ledger.tokens_cut, ledger.tokens_dropped), (1, 5, 11));
+    assert_eq!((ledger.rows_cut, ledger.tokens_cut, ledger.tokens_dropped), (1, 5, 13));
+    assert_eq!(ledger.tokens_dropped_by, [(Reason::Empty, 2), (Reason::NoTarget, 11)].into());
+    assert_eq!((ledger.targets_in, ledger.targets_cut, ledger.targets_dropped), (9, 5, 2));
     assert_eq!(ledger.rows_dropped, [(Reason::Empty, 3), (Reason::NoTarget, 1)].into());
     let strict = SftOptions { strict: true, ..short };
     for (value, id) in values.iter().zip(["strict-row-cut", "strict-row-dropped", "strict-row-dropped"]) {

@@ -42,8 +42,50 @@ impl fmt::Display for Reason {
     }
 }
 
+/// Why a kept token is not learnt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mask {
+    /// It belongs to what is given: the prompt, or another's turn.
+    Given,
+    /// It is the first of its sequence: nothing comes before it that it could be predicted from.
+    First,
+    /// The tokenizer added it, and it stands for nothing that is learnt.
+    Added,
+    /// It begins before the learnt text and ends in it.
+    Straddling,
+    /// The stage has no loss on tokens: a reward model scores them, PPO continues them.
+    Read,
+}
+
+impl fmt::Display for Mask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Given => "given",
+            Self::First => "first of a sequence",
+            Self::Added => "added by the tokenizer",
+            Self::Straddling => "straddling a boundary",
+            Self::Read => "read",
+        })
+    }
+}
+
+/// A row as it comes in, and what is left of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Entry {
+    /// All tokens of the row.
+    pub(crate) tokens: usize,
+    /// Of these, the ones that the loss would learn.
+    pub(crate) targets: usize,
+    /// What the example keeps: tokens that are learnt, and tokens that are not, by reason.
+    pub(crate) kept_targets: usize,
+    pub(crate) kept_masked: BTreeMap<Mask, u64>,
+}
+
 /// What became of the rows and tokens of one data set. Rows: `rows_in = rows_kept + sum(rows_dropped)`. Tokens:
-/// `tokens_in = tokens_kept + tokens_cut + tokens_dropped`, `tokens_kept = tokens_masked + tokens_target`.
+/// `tokens_in = tokens_kept + tokens_cut + tokens_dropped`, `tokens_dropped = sum(tokens_dropped_by)`,
+/// `tokens_kept = tokens_masked + tokens_target`, `tokens_masked = sum(tokens_masked_by)`. And
+/// `targets_in = tokens_target + targets_cut + targets_dropped`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ledger {
     /// What the data set was read for.
@@ -64,10 +106,20 @@ pub struct Ledger {
     pub tokens_cut: u64,
     /// Tokens of dropped rows.
     pub tokens_dropped: u64,
+    /// Tokens of dropped rows, by the reason for which the row was dropped.
+    pub tokens_dropped_by: BTreeMap<Reason, u64>,
     /// Kept tokens that the loss does not learn. Outside fine-tuning, all kept ones.
     pub tokens_masked: u64,
+    /// The same, by reason.
+    pub tokens_masked_by: BTreeMap<Mask, u64>,
     /// Kept tokens that the loss learns.
     pub tokens_target: u64,
+    /// Of `tokens_in`, those that the loss would learn if nothing were cut or dropped.
+    pub targets_in: u64,
+    /// Of `tokens_cut`, those that the loss would have learnt.
+    pub targets_cut: u64,
+    /// Of `tokens_dropped`, those that the loss would have learnt.
+    pub targets_dropped: u64,
     /// Of `tokens_in`, EOS that we appended.
     pub eos_appended: u64,
     /// Tokens that begin before a boundary between masked and learnt text and end behind it; they are not learnt.
@@ -100,8 +152,13 @@ impl Ledger {
             tokens_kept: 0,
             tokens_cut: 0,
             tokens_dropped: 0,
+            tokens_dropped_by: BTreeMap::new(),
             tokens_masked: 0,
+            tokens_masked_by: BTreeMap::new(),
             tokens_target: 0,
+            targets_in: 0,
+            targets_cut: 0,
+            targets_dropped: 0,
             eos_appended: 0,
             tokens_straddling: 0,
             tokens_unknown: 0,
@@ -113,24 +170,36 @@ impl Ledger {
         }
     }
 
-    /// Enters a row that becomes no example, with all its tokens.
-    pub(super) fn drop_row(&mut self, reason: Reason, tokens: usize) {
+    /// Enters a row as it comes in, before its fate is known: what [`check`](Self::check) holds the parts against.
+    fn enter(&mut self, entry: &Entry) {
         self.rows_in += 1;
-        self.tokens_in += tokens as u64;
-        self.tokens_dropped += tokens as u64;
-        *self.rows_dropped.entry(reason).or_default() += 1;
+        self.tokens_in += entry.tokens as u64;
+        self.targets_in += entry.targets as u64;
     }
 
-    /// Enters a row that becomes an example of `kept` tokens, of which `targets` are learnt, after `cut` were cut.
-    pub(super) fn keep_row(&mut self, kept: usize, cut: usize, targets: usize) {
-        self.rows_in += 1;
+    /// Enters a row that becomes no example, with all its tokens.
+    pub(super) fn drop_row(&mut self, reason: Reason, entry: &Entry) {
+        self.enter(entry);
+        self.tokens_dropped += entry.tokens as u64;
+        self.targets_dropped += entry.targets as u64;
+        *self.rows_dropped.entry(reason).or_default() += 1;
+        *self.tokens_dropped_by.entry(reason).or_default() += entry.tokens as u64;
+    }
+
+    /// Enters a row that becomes an example, after `cut` tokens were cut from its end, `targets_cut` of them targets.
+    pub(super) fn keep_row(&mut self, entry: &Entry, cut: usize, targets_cut: usize) {
+        self.enter(entry);
+        let masked: u64 = entry.kept_masked.values().sum();
         self.rows_kept += 1;
         self.rows_cut += u64::from(cut > 0);
-        self.tokens_in += (kept + cut) as u64;
-        self.tokens_kept += kept as u64;
+        self.tokens_kept += masked + entry.kept_targets as u64;
         self.tokens_cut += cut as u64;
-        self.tokens_target += targets as u64;
-        self.tokens_masked += kept.saturating_sub(targets) as u64;
+        self.targets_cut += targets_cut as u64;
+        self.tokens_target += entry.kept_targets as u64;
+        self.tokens_masked += masked;
+        for (mask, tokens) in &entry.kept_masked {
+            *self.tokens_masked_by.entry(*mask).or_default() += tokens;
+        }
     }
 
     /// Enters the unused columns of a row.
@@ -156,6 +225,9 @@ impl Ledger {
             ("rows", self.rows_in, self.rows_kept + self.rows_dropped_total()),
             ("tokens", self.tokens_in, self.tokens_kept + self.tokens_cut + self.tokens_dropped),
             ("kept tokens", self.tokens_kept, self.tokens_masked + self.tokens_target),
+            ("masked tokens", self.tokens_masked, self.tokens_masked_by.values().sum()),
+            ("dropped tokens", self.tokens_dropped, self.tokens_dropped_by.values().sum()),
+            ("targets", self.targets_in, self.tokens_target + self.targets_cut + self.targets_dropped),
         ];
         match sums.into_iter().find(|(_, whole, parts)| whole != parts) {
             None => Ok(()),
@@ -192,10 +264,16 @@ impl Ledger {
         if self.stage == Stage::Sft {
             add("    learnt", self.tokens_target, share(self.tokens_target, self.tokens_kept));
             add("    masked", self.tokens_masked, share(self.tokens_masked, self.tokens_kept));
+            for (mask, tokens) in &self.tokens_masked_by {
+                add(&format!("      {mask}"), *tokens, share(*tokens, self.tokens_kept));
+            }
         }
         add("  cut", self.tokens_cut, share(self.tokens_cut, self.tokens_in));
-        add("  dropped", self.tokens_dropped, share(self.tokens_dropped, self.tokens_in));
-        add("  straddling a boundary", self.tokens_straddling, "masked".to_string());
+        add("    of them to be learnt", self.targets_cut, share(self.targets_cut, self.targets_in));
+        for (reason, tokens) in &self.tokens_dropped_by {
+            add(&format!("  dropped: {reason}"), *tokens, share(*tokens, self.tokens_in));
+        }
+        add("    of them to be learnt", self.targets_dropped, share(self.targets_dropped, self.targets_in));
         add("  unknown", self.tokens_unknown, share(self.tokens_unknown, self.tokens_in));
         add("characters lost", self.characters_lost, "the tokenizer has no token for them".to_string());
         for (column, rows) in &self.extra_columns {
@@ -224,10 +302,15 @@ mod tests {
 
     fn example() -> Ledger {
         let mut ledger = Ledger::new(Stage::Sft);
-        ledger.keep_row(10, 3, 4);
-        ledger.keep_row(5, 0, 5);
-        ledger.drop_row(Reason::Empty, 1);
-        ledger.drop_row(Reason::NoTarget, 6);
+        let kept = |targets, masked: &[(Mask, u64)], cut, targets_cut| {
+            let kept_masked: BTreeMap<Mask, u64> = masked.iter().copied().collect();
+            let tokens = targets + kept_masked.values().sum::<u64>() as usize + cut;
+            Entry { tokens, targets: targets + targets_cut, kept_targets: targets, kept_masked }
+        };
+        ledger.keep_row(&kept(4, &[(Mask::Given, 5), (Mask::First, 1)], 3, 2), 3, 2);
+        ledger.keep_row(&kept(5, &[], 0, 0), 0, 0);
+        ledger.drop_row(Reason::Empty, &Entry { tokens: 1, ..Entry::default() });
+        ledger.drop_row(Reason::NoTarget, &Entry { tokens: 6, targets: 1, ..Entry::default() });
         ledger.note_extra(&["id".to_string()]);
         ledger.eos_appended = 2;
         ledger
@@ -240,7 +323,19 @@ mod tests {
         assert_eq!((ledger.rows_in, ledger.rows_kept, ledger.rows_cut, ledger.rows_dropped_total()), (4, 2, 1, 2));
         assert_eq!((ledger.tokens_in, ledger.tokens_kept, ledger.tokens_cut, ledger.tokens_dropped), (25, 15, 3, 7));
         assert_eq!((ledger.tokens_masked, ledger.tokens_target), (6, 9));
-        let breaks: [fn(&mut Ledger); 3] = [|l| l.rows_in += 1, |l| l.tokens_cut += 1, |l| l.tokens_masked -= 1];
+        assert_eq!((ledger.targets_in, ledger.targets_cut, ledger.targets_dropped), (12, 2, 1));
+        assert_eq!(ledger.tokens_dropped_by, [(Reason::Empty, 1), (Reason::NoTarget, 6)].into());
+        assert_eq!(ledger.tokens_masked_by, [(Mask::Given, 5), (Mask::First, 1)].into());
+        let breaks: [fn(&mut Ledger); 8] = [
+            |l| l.rows_in += 1,
+            |l| l.tokens_in += 1,
+            |l| l.tokens_cut += 1,
+            |l| l.tokens_masked -= 1,
+            |l| *l.tokens_masked_by.entry(Mask::Given).or_default() += 1,
+            |l| *l.tokens_dropped_by.entry(Reason::Empty).or_default() += 1,
+            |l| l.targets_cut -= 1,
+            |l| l.targets_dropped += 1,
+        ];
         for break_it in breaks {
             let mut broken = example();
             break_it(&mut broken);
@@ -261,8 +356,13 @@ tokens in                              25  2 EOS appended
   kept                                 15  60.0 %
     learnt                              9  60.0 %
     masked                              6  40.0 %
+      given                             5  33.3 %
+      first of a sequence               1  6.7 %
   cut                                   3  12.0 %
-  dropped                               7  28.0 %
+    of them to be learnt                2  16.7 %
+  dropped: empty                        1  4.0 %
+  dropped: nothing to learn             6  24.0 %
+    of them to be learnt                1  8.3 %
 unused column id                        1  rows";
         assert_eq!(text, expected);
     }

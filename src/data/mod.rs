@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+pub(crate) mod check;
 pub(crate) mod clock;
 mod containment;
 pub mod demo;
@@ -10,11 +11,14 @@ pub mod encode;
 pub mod formats;
 mod jinja_functions;
 mod jinja_source;
+pub(crate) mod job;
 pub mod ledger;
+pub(crate) mod lint;
 mod model_files;
 pub mod packing;
 mod parquet;
 mod parquet_limits;
+pub(crate) mod preview;
 pub mod records;
 pub mod template;
 #[cfg(test)]

@@ -43,6 +43,16 @@ pub struct Rows {
     place: String,
     source: Option<Source>,
     is_empty: bool,
+    /// Whether a bad line ends the reading.
+    stops: bool,
+}
+
+impl Rows {
+    /// The same rows, with those behind a bad line too: for who looks for every fault at once. What cannot be stepped
+    /// over (a damaged Parquet file, a line without end, a failing disk) still ends the reading.
+    pub(crate) fn past_bad_lines(self) -> Self {
+        Self { stops: false, ..self }
+    }
 }
 
 enum Source {
@@ -74,7 +84,7 @@ pub fn open_rows(path: &Path) -> Result<Rows> {
     } else {
         Source::lines(BufReader::new(std::io::Cursor::new(magic).chain(file)), path)
     };
-    Ok(Rows { place: path.display().to_string(), source: Some(source), is_empty: true })
+    Ok(Rows { place: path.display().to_string(), source: Some(source), is_empty: true, stops: true })
 }
 
 /// The same for a file that is in memory.
@@ -84,7 +94,7 @@ pub(crate) fn rows_in_memory(bytes: Vec<u8>, path: &Path) -> Result<Rows> {
     } else {
         Source::lines(std::io::Cursor::new(bytes), path)
     };
-    Ok(Rows { place: path.display().to_string(), source: Some(source), is_empty: true })
+    Ok(Rows { place: path.display().to_string(), source: Some(source), is_empty: true, stops: true })
 }
 
 /// Whether a file that begins with `magic` is Parquet, or JSON Lines; `dataset-kind` for what is neither.
@@ -121,12 +131,20 @@ impl Iterator for Rows {
             self.is_empty.then(|| Err(error.fix("check that this is the file you meant")))
         });
         self.is_empty = false;
-        if !matches!(next, Some(Ok(_))) {
+        let goes_on = match &next {
+            Some(Ok(_)) => true,
+            Some(Err(error)) => !self.stops && SKIPPABLE.contains(&error.id()),
+            None => false,
+        };
+        if !goes_on {
             self.source = None;
         }
         next
     }
 }
+
+/// Errors of one line, behind which the next one begins.
+const SKIPPABLE: [&str; 3] = ["dataset-invalid-json", "dataset-invalid-utf8", "dataset-not-an-object"];
 
 /// JSON Lines: one object a line, blank lines allowed.
 struct Lines {
@@ -273,6 +291,8 @@ mod tests {
         let (_folder, path) = write("a.jsonl", b"{}\n3\n{}\n");
         let kinds: Vec<bool> = open_rows(&path).unwrap().map(|row| row.is_ok()).collect();
         assert_eq!(kinds, [true, false]);
+        let kinds: Vec<bool> = open_rows(&path).unwrap().past_bad_lines().map(|row| row.is_ok()).collect();
+        assert_eq!(kinds, [true, false, true]);
         for (start, ..) in FOREIGN {
             assert_eq!(error_of(&[start, b"rest"].concat()).id(), "dataset-kind");
         }

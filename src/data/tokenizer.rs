@@ -57,6 +57,8 @@ pub struct Tokenizer {
     /// BOS and EOS that tokenizer_config.json asks for, in place of what tokenizer.json says.
     ends: Option<(Option<i32>, Option<i32>)>,
     vocab_size: usize,
+    /// Of the added tokens, whether they are special.
+    added: std::collections::HashMap<u32, bool>,
     notes: Vec<String>,
 }
 
@@ -98,6 +100,7 @@ impl Tokenizer {
             unk_id: None,
             ends: None,
             vocab_size: 0,
+            added: std::collections::HashMap::new(),
             notes: Vec::new(),
         };
         let at_config = |error: Error| error.at(dir.join("tokenizer_config.json").display().to_string());
@@ -167,6 +170,17 @@ impl Tokenizer {
         self.unk_id
     }
 
+    /// The id of the padding token, if the model has one.
+    pub fn pad_token_id(&self) -> Option<i32> {
+        self.special.get("pad_token").and_then(Value::as_str).and_then(|token| self.token_to_id(token))
+    }
+
+    /// Whether a token is special: it stands for no text of its own.
+    pub(crate) fn is_special(&self, id: i32) -> bool {
+        let known = u32::try_from(id).ok().and_then(|id| self.added.get(&id));
+        known.copied().unwrap_or(false)
+    }
+
     /// The special tokens by name (`bos_token`, `eos_token`, ...), those that are set: a template's variables.
     pub fn special_tokens(&self) -> &Map<String, Value> {
         &self.special
@@ -229,6 +243,8 @@ impl Tokenizer {
 
     fn count_tokens(&mut self) -> Result<()> {
         let vocabulary = self.inner.get_vocab(true);
+        let added = self.inner.get_added_tokens_decoder();
+        self.added = added.iter().map(|(id, token)| (*id, token.special)).collect();
         self.vocab_size = vocabulary.values().max().map_or(0, |id| *id as usize + 1);
         i32::try_from(self.vocab_size).map_err(|_| {
             let error = Error::input("tokenizer-invalid", "a token has an id that does not fit 31 bits");

@@ -175,7 +175,7 @@ impl Cuda {
     }
 
     /// Hands a text to the driver, as its first launch would.
-    pub(crate) fn load(&self, source: &Source) -> Result<()> {
+    pub(crate) fn load(&self, source: &'static Source) -> Result<()> {
         make_current(&self.context)?;
         lock(&self.modules).module(source).map(|_| ())
     }

@@ -8,21 +8,31 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ptx;
 
-/// A committed PTX text.
+/// A PTX text, which holds one kernel or several: one of the crate's own, or a user's.
+///
+/// It is parsed when an entry of it is first launched, and stays; hence a `static`, or [`Box::leak`] for a text that is
+/// made at run time.
+///
+/// ```
+/// static TEXT: rlhf::custom::Source = rlhf::custom::Source::new("nothing", ".version 7.1\n.target sm_80\n");
+/// ```
 #[derive(Debug)]
-pub(crate) struct Source {
-    /// The stem of its `.cu` file.
+pub struct Source {
+    /// What errors call it; of ours, the stem of the `.cu` file.
     pub(crate) name: &'static str,
     /// PTX for compute_80.
     pub(crate) text: &'static str,
+    /// Whether a card is handed it: ours are, and those that a user answers for.
+    pub(super) for_cuda: bool,
+    parsed: OnceLock<std::result::Result<ptx::Module, ptx::Error>>,
 }
 
 macro_rules! sources {
     ($($constant:ident $name:literal),* $(,)?) => {
         $(pub(crate) static $constant: Source =
-            Source { name: $name, text: include_str!(concat!("../../kernels/ptx/", $name, ".ptx")) };)*
+            Source::ours($name, include_str!(concat!("../../kernels/ptx/", $name, ".ptx")));)*
 
-        /// All texts, by name.
+        /// All texts of the crate, by name.
         pub(crate) static SOURCES: &[&Source] = &[$(&$constant),*];
     };
 }
@@ -50,18 +60,21 @@ sources! {
     WHITEN "whiten",
 }
 
-static MODULES: [OnceLock<std::result::Result<ptx::Module, ptx::Error>>; 32] = [const { OnceLock::new() }; 32];
-
 impl Source {
+    /// A text for the emulator, which checks every access: a card refuses it (see [`Source::for_cuda`]). `name` is what
+    /// errors call it. Whether it is PTX that we understand is found out at the first launch.
+    pub const fn new(name: &'static str, text: &'static str) -> Self {
+        Self { name, text, for_cuda: false, parsed: OnceLock::new() }
+    }
+
+    const fn ours(name: &'static str, text: &'static str) -> Self {
+        Self { name, text, for_cuda: true, parsed: OnceLock::new() }
+    }
+
     /// The text as the emulator reads it; also the parameter lists that every launch is checked against.
-    pub(crate) fn module(&'static self) -> Result<&'static ptx::Module> {
-        let place = SOURCES.iter().position(|s| std::ptr::eq(*s, self)).and_then(|i| MODULES.get(i));
-        let parsed = place.map(|place| place.get_or_init(|| ptx::Module::parse(self.text)));
-        match parsed {
-            Some(Ok(module)) => Ok(module),
-            Some(Err(error)) => Err(Error::failure("kernel-text", error.to_string()).at(self.name)),
-            None => Err(Error::failure("kernel-text", "a text that is not in the list of texts").at(self.name)),
-        }
+    pub(crate) fn module(&self) -> Result<&ptx::Module> {
+        let parsed = self.parsed.get_or_init(|| ptx::Module::parse(self.text)).as_ref();
+        parsed.map_err(|error| Error::failure("kernel-text", error.to_string()).at(self.name))
     }
 
     /// What follows a directive such as `.target` in the text's head.
@@ -143,7 +156,7 @@ mod tests {
 
     #[test]
     fn a_text_says_what_it_runs_on() {
-        let of = |text| Source { name: "a", text };
+        let of = |text| Source::new("a", text);
         let portable = of("// sha256 ab\n\n.version 7.1\n.target sm_80\n.address_size 64\n");
         assert_eq!((portable.ptx_version(), portable.target()), (Some("7.1"), Some("sm_80")));
         assert_eq!([[7, 5], [8, 0], [8, 9], [12, 0]].map(|c| portable.runs_on(c)), [false, true, true, true]);

@@ -18,6 +18,8 @@ pub(crate) trait OnDevice {
 /// Blocks that a grid has at most along each dimension (CUDA C++ programming guide, "Compute Capabilities"); a larger
 /// grid is an error here and not on the card.
 const GRID_MAX: [usize; 3] = [(1 << 31) - 1, 65535, 65535];
+/// Threads that a block has at most (there too).
+const THREADS_MAX: usize = 1024;
 
 /// A launch in the making.
 #[derive(Debug)]
@@ -48,6 +50,9 @@ impl<'a> Launch<'a> {
         if grid.iter().zip(GRID_MAX).any(|(n, max)| *n > max) {
             self.error.get_or_insert(Error::shape(format!("{} in a grid of {grid:?}", self.entry.name)));
         }
+        if !(1..=THREADS_MAX).contains(&threads) {
+            self.error.get_or_insert(Error::shape(format!("{} in blocks of {threads} threads", self.entry.name)));
+        }
         self.shape.grid = grid.map(|n| n as u32);
         self.shape.block = [threads as u32, 1, 1];
         self
@@ -55,7 +60,12 @@ impl<'a> Launch<'a> {
 
     /// Dynamic shared bytes a block.
     pub(crate) fn shared(mut self, bytes: usize) -> Self {
-        self.shape.shared = bytes as u32;
+        match u32::try_from(bytes) {
+            Ok(bytes) => self.shape.shared = bytes,
+            Err(_) => {
+                self.error.get_or_insert(Error::shape(format!("{} with {bytes} shared bytes", self.entry.name)));
+            }
+        }
         self
     }
 
@@ -198,6 +208,10 @@ mod tests {
         let id = |launch: Launch<'_>| launch.run().unwrap_err().id().to_owned();
         assert_eq!(id(launch().grid([1, 65536, 1], 32).null().null().size(0).scalar(1.0)), "shape");
         assert_eq!(id(launch().null().null().size(1 << 31).scalar(1.0)), "shape");
+        assert_eq!(id(launch().shared(1 << 32).null().null().size(0).scalar(1.0)), "shape");
+        for threads in [0, 1025, (1 << 32) + 32] {
+            assert_eq!(id(launch().blocks(1, threads).null().null().size(0).scalar(1.0)), "shape", "{threads}");
+        }
         // One argument too few, one of another width, one of another kind.
         assert_eq!(id(launch().null().null().size(0)), "launch-arguments");
         assert_eq!(id(launch().null().null().long(0).scalar(1.0)), "launch-arguments");

@@ -89,6 +89,16 @@ impl Gpu {
 /// old.
 const NO_GPU: [&str; 4] = ["cuda-missing", "cuda-no-device", "cuda-capability", "cuda-driver-old"];
 
+/// Bytes that this process holds now, and the most that it ever held; none where the system does not say.
+pub(crate) fn process_memory() -> Option<[usize; 2]> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let bytes = |key| {
+        let value = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+        Some(value.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()? << 10)
+    };
+    Some([bytes("VmRSS")?, bytes("VmHWM")?])
+}
+
 /// The number in `cuda` or `cuda:N`.
 fn ordinal(name: &str) -> Option<usize> {
     match name.strip_prefix("cuda")? {
@@ -170,11 +180,22 @@ impl Device {
         }
     }
 
-    /// A GPU that counts memory as this one does, without an end, and computes nothing; none for the CPU, whose memory
-    /// is the system's to give.
-    pub(crate) fn rehearsal(&self) -> Option<Self> {
-        let Self::Gpu(gpu) = self else { return None };
-        Some(Self::Gpu(Gpu::new(Arc::new(Rehearsal::of(gpu.driver())), gpu.dtype)))
+    /// A device that counts memory as this one does, without an end, and computes nothing.
+    pub(crate) fn rehearsal(&self) -> Self {
+        match self {
+            Self::Cpu => Self::Gpu(Gpu::new(Arc::new(Rehearsal::of_host()), DType::F32)),
+            Self::Gpu(gpu) => Self::Gpu(Gpu::new(Arc::new(Rehearsal::of(gpu.driver())), gpu.dtype)),
+        }
+    }
+
+    /// A rehearsal of a GPU that need not be in this machine.
+    pub(crate) fn imagined() -> Self {
+        Self::Gpu(Gpu::new(Arc::new(Rehearsal::of_card()), DType::BF16))
+    }
+
+    /// Whether this is the CPU, or a rehearsal of it.
+    pub(crate) fn is_cpu(&self) -> bool {
+        self.name() == rehearsal::HOST
     }
 
     /// Bytes of a GPU's memory that a run may plan with: what is free, less the driver's reserve.
@@ -182,6 +203,12 @@ impl Device {
         let Self::Gpu(gpu) = self else { return Ok(usize::MAX) };
         let [free, total] = gpu.driver.memory()?;
         Ok(free.saturating_sub((gpu.driver.accounting().reserve * total as f64) as usize))
+    }
+
+    /// The same of a device of this kind with `total` bytes, all of them free.
+    pub(crate) fn share_to_plan(&self, total: usize) -> usize {
+        let Self::Gpu(gpu) = self else { return total };
+        total.saturating_sub((gpu.driver.accounting().reserve * total as f64) as usize)
     }
 
     /// Bytes of a GPU's memory that are handed out.
@@ -195,6 +222,17 @@ impl Device {
     pub(crate) fn take_memory_peak(&self) -> Result<usize> {
         let Self::Gpu(gpu) = self else { return Ok(0) };
         gpu.driver.take_peak()
+    }
+
+    /// Bytes in use now, and at most since this was asked last: of a GPU's memory, or of this process's; none where the
+    /// system does not say.
+    pub(crate) fn memory_in_use(&self) -> Option<[usize; 2]> {
+        if let Self::Gpu(_) = self {
+            let [now, peak] = [self.memory_used().ok()?, self.take_memory_peak().ok()?];
+            return Some([now, peak.max(now)]);
+        }
+        // The system's peak is of the whole process, and stages follow each other in one.
+        process_memory().map(|[now, _]| [now; 2])
     }
 
     /// The type of weights and activations of models on this device.

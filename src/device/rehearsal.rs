@@ -17,6 +17,9 @@ const ALIGNMENT: usize = 512;
 /// The memory is without an end; this is far beyond any card's.
 const TOTAL: usize = 1 << 56;
 
+/// The name of the CPU.
+pub(super) const HOST: &str = "cpu";
+
 #[derive(Default)]
 struct State {
     next: Address,
@@ -43,6 +46,17 @@ impl Rehearsal {
     /// In the place of `driver`.
     pub(crate) fn of(driver: &dyn Driver) -> Self {
         Self::counting(driver.name(), driver.accounting())
+    }
+
+    /// In the place of the CPU's allocator.
+    pub(super) fn of_host() -> Self {
+        Self::counting(HOST, Accounting { granule: 64, workspace: 0, reserve: 0.0 })
+    }
+
+    /// In the place of a card, as a plan for one sees it: CUDA's pieces, the matrix library's workspace on the newest
+    /// cards, and what is left alone.
+    pub(super) fn of_card() -> Self {
+        Self::counting("gpu", Accounting { granule: 512, workspace: 32 << 20, reserve: 0.05 })
     }
 
     fn counting(name: &str, accounting: Accounting) -> Self {

@@ -199,6 +199,45 @@ fn greedy_tokens_agree() {
     }
 }
 
+/// A response that is handed out as it comes is the one that is given at once, on the CPU token by token; and it can
+/// be stopped on its way.
+#[test]
+fn a_stream_is_the_response() {
+    let options = |temperature: f64, first_row: u32| Generation {
+        sampling: Sampling { temperature, top_k: 0, top_p: 0.95 },
+        max_new_tokens: 20,
+        stop: &[0, 2],
+        seed: 5,
+        stage: Stage::Generate,
+        step: 0,
+        first_row,
+        slots: None,
+    };
+    for fixture in everywhere(Head::Language) {
+        let prompts = fixture.sequences();
+        let prompts: Vec<&[i32]> = prompts.iter().map(|p| &p[..]).collect();
+        let weights = fixture.model.frozen().unwrap();
+        let is_cpu = *fixture.model.device() == Device::Cpu;
+        for temperature in [0.0, 0.8] {
+            let all = fixture.model.generate(&weights, &prompts, &options(temperature, 3)).unwrap().responses;
+            for (row, (prompt, wanted)) in prompts.iter().zip(&all).enumerate() {
+                let options = options(temperature, 3 + row as u32);
+                let (mut given, mut pieces) = (Vec::new(), 0);
+                let mut take = |tokens: &[i32]| {
+                    given.extend_from_slice(tokens);
+                    pieces += 1;
+                    Ok(true)
+                };
+                let response = fixture.model.stream(&weights, prompt, &options, &mut take).unwrap();
+                assert_eq!((&response, &given), (wanted, &wanted.tokens), "{} row {row}", fixture.name);
+                assert!(!is_cpu || pieces == wanted.tokens.len(), "{pieces} pieces of {given:?}");
+                let early = fixture.model.stream(&weights, prompt, &options, &mut |_| Ok(false)).unwrap();
+                assert_eq!(early.tokens, wanted.tokens[..1], "{}", fixture.name);
+            }
+        }
+    }
+}
+
 #[test]
 fn rewards_and_their_gradients_agree() {
     for fixture in everywhere(Head::Score) {

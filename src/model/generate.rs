@@ -61,9 +61,9 @@ const STEPS: usize = 8;
 
 fn policy(device: &Device, longest: usize, slots: Option<usize>) -> Policy {
     let slots = |positions: usize| (positions / longest).min(slots.unwrap_or(usize::MAX)).max(1);
-    match device {
-        Device::Cpu => Policy { slots: slots(CACHED_POSITIONS[0]), steps: 1, buckets: false },
-        Device::Gpu(_) => Policy { slots: slots(CACHED_POSITIONS[1]), steps: STEPS, buckets: true },
+    match device.is_cpu() {
+        true => Policy { slots: slots(CACHED_POSITIONS[0]), steps: 1, buckets: false },
+        false => Policy { slots: slots(CACHED_POSITIONS[1]), steps: STEPS, buckets: true },
     }
 }
 
@@ -75,15 +75,7 @@ impl Model {
         prompts: &[&[i32]],
         options: &Generation<'_>,
     ) -> Result<Generated> {
-        let longest = prompts.iter().map(|p| p.len()).max().unwrap_or(0) + options.max_new_tokens;
-        if longest > self.config().max_positions {
-            return Err(Error::new(Code::Input, "context-exceeded", "a prompt with its response passes the context")
-                .because(format!("{longest} tokens are asked for, the model has {}", self.config().max_positions))
-                .fix("shorten the prompts, or ask for fewer new tokens"));
-        }
-        if prompts.iter().any(|p| p.is_empty()) {
-            return Err(Error::input("prompt-empty", "a prompt has no token"));
-        }
+        let longest = self.check_prompts(prompts, options)?;
         let responses = vec![Response::default(); prompts.len()];
         if options.max_new_tokens == 0 || prompts.is_empty() {
             return Ok(Generated { responses, slots: SlotUse::default() });
@@ -107,6 +99,48 @@ impl Model {
             all.slots.computed += slots.computed;
         }
         Ok(all)
+    }
+
+    /// A response to one prompt, the bits of [`Model::generate`], whose tokens are handed to `take` as they come: one
+    /// by one on the CPU, a few at a time from a GPU. The response ends early where `take` says false.
+    ///
+    /// # Errors
+    /// Those of [`Model::generate`], and of `take`.
+    pub(crate) fn stream(
+        &self,
+        weights: &Weights,
+        prompt: &[i32],
+        options: &Generation<'_>,
+        take: &mut dyn FnMut(&[i32]) -> Result<bool>,
+    ) -> Result<Response> {
+        let prompts = [prompt];
+        let longest = self.check_prompts(&prompts, options)?;
+        if options.max_new_tokens == 0 {
+            return Ok(Response::default());
+        }
+        let mut generator = Generator::new(self, weights, &prompts, options, longest)?;
+        let mut given = 0;
+        while generator.advance()? {
+            let tokens = &generator.responses[0].tokens;
+            if !take(&tokens[std::mem::replace(&mut given, tokens.len())..])? {
+                break;
+            }
+        }
+        Ok(generator.responses.swap_remove(0))
+    }
+
+    /// The positions that the longest of these prompts needs with its response.
+    fn check_prompts(&self, prompts: &[&[i32]], options: &Generation<'_>) -> Result<usize> {
+        let longest = prompts.iter().map(|p| p.len()).max().unwrap_or(0) + options.max_new_tokens;
+        if longest > self.config().max_positions {
+            return Err(Error::new(Code::Input, "context-exceeded", "a prompt with its response passes the context")
+                .because(format!("{longest} tokens are asked for, the model has {}", self.config().max_positions))
+                .fix("shorten the prompts, or ask for fewer new tokens"));
+        }
+        if prompts.iter().any(|p| p.is_empty()) {
+            return Err(Error::input("prompt-empty", "a prompt has no token"));
+        }
+        Ok(longest)
     }
 
     /// The cache that [`Model::generate`] takes for `rows` prompts, the longest of which needs `longest` positions.
@@ -161,16 +195,21 @@ impl<'a> Generator<'a> {
     }
 
     fn run(mut self) -> Result<Generated> {
-        loop {
-            let admitted = self.slots.admit();
-            if !admitted.is_empty() {
-                self.prefill(&admitted)?;
-            } else if self.slots.flying().is_empty() {
-                return Ok(Generated { responses: self.responses, slots: self.slots.used() });
-            } else {
-                self.decode()?;
-            }
+        while self.advance()? {}
+        Ok(Generated { responses: self.responses, slots: self.slots.used() })
+    }
+
+    /// Reads the prompts whose turn it is, or decodes; says whether there was anything to do.
+    fn advance(&mut self) -> Result<bool> {
+        let admitted = self.slots.admit();
+        if !admitted.is_empty() {
+            self.prefill(&admitted)?;
+        } else if self.slots.flying().is_empty() {
+            return Ok(false);
+        } else {
+            self.decode()?;
         }
+        Ok(true)
     }
 
     /// Reads the prompts of these flights and draws the first token of each.

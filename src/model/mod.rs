@@ -66,7 +66,8 @@ pub struct Model {
 }
 
 impl Model {
-    /// Reads a model directory. Weights are widened to f32.
+    /// Reads a model directory. Masters are kept in f32, to which weights are widened; what computes has the device's
+    /// float type.
     ///
     /// # Errors
     /// Those of [`ModelConfig::load`] and of [`checkpoint::Weights`]: everything that does not fit is named, and
@@ -145,15 +146,16 @@ impl Model {
     }
 
     fn of(device: &Device, dtype: DType, config: ModelConfig, network: Transformer) -> Result<Self> {
-        if let Device::Gpu(_) = device {
+        if !device.is_cpu() {
             check_kernel_limits(&config)?;
         }
         let params = Params::zeros(device, dtype, network.layout().clone())?;
         Ok(Self { config, network, params, source: None, stored: StoredDtype::F32, notes: Vec::new() })
     }
 
-    /// A fresh model. Matrices are normal with deviation 1/sqrt(inputs), those that write into the residual stream
-    /// smaller by sqrt(2 layers), embeddings 0.02; norms are 1 and biases 0.
+    /// A fresh model for `config`, whose random numbers follow from `seed`. Matrices are normal with deviation
+    /// 1/sqrt(inputs), those that write into the residual stream smaller by sqrt(2 layers), embeddings 0.02; norms are
+    /// 1 and biases 0.
     ///
     /// # Errors
     /// None but a broken layout.
@@ -198,10 +200,11 @@ impl Model {
         Ok(model)
     }
 
-    /// A model with this one's body and a fresh scalar head, as reward and value models start.
+    /// A model with this one's body and a fresh scalar head, as reward and value models start; the head's random
+    /// numbers follow from `seed`.
     ///
     /// # Errors
-    /// None but a broken layout.
+    /// Memory that the device has not.
     pub fn value_model(&self, seed: u64) -> Result<Self> {
         self.with_score_head(seed, 1.0 / (self.config.hidden_size as f64 + 1.0).sqrt())
     }
@@ -214,11 +217,11 @@ impl Model {
         self.params.scale(self.network.head, factor)
     }
 
-    /// A copy with its own parameters.
+    /// A copy with its own parameters, on the same device.
     ///
     /// # Errors
-    /// None but a broken layout.
-    pub(crate) fn duplicate(&self) -> Result<Self> {
+    /// Memory that the device has not.
+    pub fn duplicate(&self) -> Result<Self> {
         let network = Transformer::new(&self.config);
         let params = self.params.duplicate()?;
         Ok(Self {

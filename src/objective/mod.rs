@@ -5,7 +5,10 @@
 
 pub(crate) mod advantages;
 pub(crate) mod calibration;
+pub(crate) mod interval;
 pub(crate) mod losses;
+pub(crate) mod perplexity;
 pub(crate) mod rewards;
 #[cfg(test)]
 mod tests;
+pub(crate) mod win_rate;

@@ -3,6 +3,7 @@
 
 mod course;
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
@@ -10,8 +11,10 @@ use tokenizers::Tokenizer;
 
 use super::checkpoint::Keeper;
 use super::checkpoint::identity::Identity;
-use super::metrics::{Journal, number};
+use super::metrics::{Journal, Voice, number};
 use super::ppo::{self, Start};
+use super::reward::{Episode, Reward};
+use super::samples::Sampler;
 use super::{reward, sft};
 use crate::config::{PpoConfig, RewardConfig, SaveArgs, SchedulerType, SftConfig, defaults};
 use crate::data::demo::tokenizer::{self, IDS, VOCABULARY};
@@ -21,8 +24,9 @@ use crate::device::Device;
 use crate::disk;
 use crate::error::{Error, Result};
 use crate::model::config::LlamaShape;
-use crate::model::generate::{Generation, Response, Sampling};
+use crate::model::generate::{Generation, Sampling};
 use crate::model::{Model, ModelConfig};
+use crate::objective::calibration::describe;
 use crate::random::{Philox, Stage};
 
 use course::{Course, PPO, REWARD, SFT, SUMMARY};
@@ -36,6 +40,21 @@ struct Plan {
     ppo_batches: usize,
     held_out_prompts: usize,
     layers: usize,
+}
+
+/// Steps of the reward model between two looks at held-out pairs.
+const EVAL_STEPS: usize = 50;
+/// The file with both models' answers to the held-out prompts.
+pub(crate) const COMPARISON: &str = "comparison.jsonl";
+/// The file beside the reward model that says how good it is.
+const QUALITY: &str = "quality.json";
+
+impl Plan {
+    /// What each stage has, for `run.json`.
+    fn rows(self) -> Value {
+        let (held_out, prompts) = (self.held_out_pairs, self.ppo_batches * EPISODES);
+        json!({ "sft": self.demonstrations, "reward": self.pairs, "reward_held_out": held_out, "ppo": prompts })
+    }
 }
 
 /// What the bars of the demo are held by.
@@ -56,6 +75,8 @@ const QUICK: Plan =
 const TEMPERATURE: f64 = 0.7;
 /// Tokens of an answer at most.
 const RESPONSE_LENGTH: usize = 40;
+/// Episodes of a batch, in minibatches of 64.
+const EPISODES: usize = 256;
 /// Share of preference labels that are turned around, as human labels would be.
 const FLIPPED: f64 = 0.10;
 
@@ -68,8 +89,8 @@ pub struct DemoOptions {
     pub quick: bool,
     /// Where to compute.
     pub device: Device,
-    /// Print errors only.
-    pub quiet: bool,
+    /// How it speaks.
+    pub(crate) voice: Voice,
     /// When checkpoints are written, and how many are kept.
     pub(crate) save: SaveArgs,
     /// What is recorded of the program and the machine.
@@ -77,6 +98,7 @@ pub struct DemoOptions {
 }
 
 /// Requests in tokens, and the tokenizer that made them.
+#[derive(Clone)]
 struct Codec {
     tokenizer: Tokenizer,
 }
@@ -99,9 +121,9 @@ impl Codec {
         Ok([self.encode(text)?, vec![IDS[0]]].concat())
     }
 
-    fn decode(&self, response: &Response) -> Result<String> {
-        let tokens: Vec<u32> = response.tokens.iter().map(|t| *t as u32).collect();
-        self.tokenizer.decode(&tokens, true).map_err(|e| Error::failure("tokenizer-decode", e.to_string()))
+    fn decode(&self, tokens: &[i32], skip_special: bool) -> Result<String> {
+        let tokens: Vec<u32> = tokens.iter().map(|t| *t as u32).collect();
+        self.tokenizer.decode(&tokens, skip_special).map_err(|e| Error::failure("tokenizer-decode", e.to_string()))
     }
 }
 
@@ -115,9 +137,9 @@ pub fn run(options: &DemoOptions, dir: &Path) -> Result<Map<String, Value>> {
     if let Some(summary) = course.summary()? {
         return Ok(summary);
     }
-    let mut journal = course.begin()?;
-    let journal = &mut journal;
     let plan = if options.quick { QUICK } else { FULL };
+    let mut journal = course.begin(plan.rows())?;
+    let journal = &mut journal;
     let task = Task::new();
     let (demonstrations, gold_demonstrations) = demonstrations(&task, plan.demonstrations, options.seed);
     let texts: Vec<String> = demonstrations.iter().flat_map(|(p, a)| [p.clone(), a.clone()]).collect();
@@ -131,17 +153,15 @@ pub fn run(options: &DemoOptions, dir: &Path) -> Result<Map<String, Value>> {
         }
     };
     let pairs = encode_pairs(&codec, &held_out_pairs(&task, plan, options.seed))?;
-    let measured = |model: &Model| -> Result<Map<String, Value>> {
-        let quality = crate::objective::calibration::quality(&reward::evaluate(model, &pairs)?);
-        let accuracy = quality.iter().find(|(name, _)| *name == "accuracy").map_or(f64::NAN, |(_, x)| *x);
-        Ok(Map::from_iter([("reward_accuracy".to_owned(), number(accuracy))]))
-    };
+    let quality = |model: &Model| Ok::<_, Error>(describe(&reward::evaluate(model, &pairs)?));
+    let accuracy = |quality: &Value| Map::from_iter([("reward_accuracy".to_owned(), quality["accuracy"].clone())]);
     let reward_model = match course.read(REWARD)? {
         Some(model) => model,
         None => {
             let keeper = &mut course.keeper(REWARD, &codec);
-            let model = reward_stage(options, plan, &codec, &task, &sft_model, journal, keeper)?;
-            course.finish(REWARD, &model, &codec, &measured(&model)?, journal)?
+            let data = training_pairs(options, plan, &codec, &task)?;
+            let model = reward_stage(options, [&data, &pairs], &sft_model, journal, keeper)?;
+            course.finish(REWARD, &model, &codec, &accuracy(&quality(&model)?), journal)?
         }
     };
     let models = [&sft_model, &reward_model];
@@ -151,14 +171,16 @@ pub fn run(options: &DemoOptions, dir: &Path) -> Result<Map<String, Value>> {
     let mut summary = Map::new();
     summary.insert("seed".into(), json!(options.seed));
     summary.insert("quick".into(), json!(options.quick));
-    summary.extend(measured(&reward_model)?);
+    let quality = quality(&reward_model)?;
+    summary.extend(accuracy(&quality));
     summary.insert("gold_demonstrations".into(), number(gold_demonstrations));
     judged.describe(&mut summary);
     summary.insert("kl".into(), number(kl));
     let seconds = journal.seconds().iter().map(|(stage, s)| (stage.clone(), json!((s * 10.0).round() / 10.0)));
     summary.insert("seconds".into(), Value::Object(seconds.collect()));
     disk::write_file(&dir.join(SUMMARY), format!("{:#}\n", Value::Object(summary.clone())).as_bytes())?;
-    judged.write_samples(dir, &reward_model, &codec)?;
+    disk::write_file(&dir.join(REWARD.0).join(QUALITY), format!("{quality:#}\n").as_bytes())?;
+    judged.write(dir, &reward_model, &codec)?;
     course.finish(PPO, &policy, &codec, &summary, journal)?;
     Ok(summary)
 }
@@ -214,7 +236,14 @@ fn supervised(
     };
     let data: Vec<SftExample> = demonstrations.iter().enumerate().map(example).collect::<Result<_>>()?;
     let groups: Vec<Vec<usize>> = (0..data.len()).map(|i| vec![i]).collect();
+    let positions = model.config().max_positions;
+    journal.set_sampler(Sampler::of_examples(&data, positions, vec![IDS[0]], decode(codec), &config.samples)?);
     sft::train(model, &data, &groups, &[], &config, journal, keeper)
+}
+
+fn decode(codec: &Codec) -> super::samples::Decode {
+    let codec = codec.clone();
+    Box::new(move |tokens, skip_special| codec.decode(tokens, skip_special))
 }
 
 fn encode_pairs(codec: &Codec, pairs: &[(String, String, String)]) -> Result<Vec<PairExample>> {
@@ -237,15 +266,8 @@ fn held_out_pairs(task: &Task, plan: Plan, seed: u64) -> Vec<(String, String, St
     (0..plan.held_out_pairs).map(pair).collect()
 }
 
-fn reward_stage(
-    options: &DemoOptions,
-    plan: Plan,
-    codec: &Codec,
-    task: &Task,
-    sft_model: &Model,
-    journal: &mut Journal,
-    keeper: &mut dyn Keeper,
-) -> Result<Model> {
+/// What the reward model learns from: some labels are wrong.
+fn training_pairs(options: &DemoOptions, plan: Plan, codec: &Codec, task: &Task) -> Result<Vec<PairExample>> {
     let mut rng = Philox::new(options.seed, Stage::Demo, 1, 0);
     let draw = |_| {
         let request = task.sample_train(&mut rng);
@@ -253,17 +275,27 @@ fn reward_stage(
         (pair.prompt, pair.chosen, pair.rejected)
     };
     let pairs: Vec<_> = (0..plan.pairs).map(draw).collect();
-    let data = encode_pairs(codec, &pairs)?;
+    encode_pairs(codec, &pairs)
+}
+
+fn reward_stage(
+    options: &DemoOptions,
+    [data, held_out]: [&[PairExample]; 2],
+    sft_model: &Model,
+    journal: &mut Journal,
+    keeper: &mut dyn Keeper,
+) -> Result<Model> {
     let width = sft_model.config().hidden_size as f64;
     let model = sft_model.with_score_head(options.seed, 0.3 / (width + 1.0).sqrt())?;
     let mut config = defaults::<RewardConfig>()?;
     config.run.seed = options.seed;
     config.learning_rate = 1.5e-3;
     config.center_rewards_coefficient = 0.001;
+    config.eval.eval_steps = Some(EVAL_STEPS);
     let optimizer = &mut config.optimizer;
     (optimizer.per_device_train_batch_size, optimizer.warmup_steps) = (Some(48), 20);
     (optimizer.lr_scheduler_type, optimizer.adam_beta2, optimizer.weight_decay) = (SchedulerType::Cosine, 0.95, 0.01);
-    reward::train(model, &data, &[], &config, journal, keeper)
+    reward::train(model, data, held_out, &config, journal, keeper)
 }
 
 fn reinforce(
@@ -277,7 +309,7 @@ fn reinforce(
 ) -> Result<(Model, f64)> {
     let mut config = defaults::<PpoConfig>()?;
     config.run.seed = options.seed;
-    (config.optimizer.per_device_train_batch_size, config.loss.num_mini_batches) = (Some(64), 4);
+    (config.optimizer.per_device_train_batch_size, config.loss.num_mini_batches) = (Some(64), EPISODES / 64);
     (config.optimizer.min_lr_ratio, config.optimizer.adam_beta2) = (0.1, 0.95);
     config.optimizer.adam_epsilon = Some(1e-8);
     (config.loss.learning_rate, config.loss.value_learning_rate) = (4e-4, Some(1e-3));
@@ -288,24 +320,48 @@ fn reinforce(
     let episodes = plan.ppo_batches * config.batch_size();
     config.rollout.total_episodes = Some(episodes);
     let mut rng = Philox::new(options.seed, Stage::Demo, 3, 0);
-    let prompts = (0..episodes).map(|i| {
-        let text = task.sample_train(&mut rng).prompt.clone();
+    let drawn: Vec<&Request> = (0..episodes).map(|_| task.sample_train(&mut rng)).collect();
+    let prompt = |(i, request): (usize, &&Request)| {
+        let text = request.prompt.clone();
         Ok(PromptExample { ids: codec.query(&text)?, text, place: format!("prompt {i}") })
-    });
-    let prompts: Vec<PromptExample> = prompts.collect::<Result<_>>()?;
+    };
+    let prompts: Vec<PromptExample> = drawn.iter().enumerate().map(prompt).collect::<Result<_>>()?;
+    let requests = prompts.iter().map(|prompt| prompt.ids.clone()).zip(drawn).collect();
     let normalize = spread(options, sft_model, reward_model, &prompts[..config.batch_size()])?;
     let value_model = reward_model.duplicate()?;
     value_model.scale_head(1.0 / normalize[1])?;
     let mut reward = reward_model.duplicate()?;
+    let sizes = [config.batch_size(), RESPONSE_LENGTH];
+    journal.set_sampler(Sampler::of_prompts(&prompts, sizes, vec![IDS[0]], decode(codec), &config.samples));
     let start = Start {
         policy: sft_model.duplicate()?,
         value_model,
         reward: &mut reward,
         stop: &IDS[..1],
         normalize: Some(normalize),
+        judge: Some(&mut Bystander { codec, requests: &requests }),
     };
     let finish = ppo::train(start, &prompts, &config, journal, keeper)?;
     Ok((finish.policy, finish.kl))
+}
+
+/// The judge, who looks on while PPO trains and teaches it nothing: only that shows when the policy begins to exploit
+/// the reward model.
+struct Bystander<'a> {
+    codec: &'a Codec,
+    requests: &'a HashMap<Vec<i32>, &'a Request>,
+}
+
+impl Reward for Bystander<'_> {
+    fn scores(&mut self, episodes: &[Episode<'_>]) -> Result<Vec<f32>> {
+        let score = |episode: &Episode<'_>| {
+            let text = self.codec.decode(episode.response, true)?;
+            let stopped = episode.response.last() == Some(&IDS[0]);
+            let request = self.requests.get(episode.query);
+            Ok(request.map_or(0.0, |request| judge(request, &text, stopped).score as f32))
+        };
+        episodes.iter().map(score).collect()
+    }
 }
 
 /// Mean and deviation of the reward model's scores on what the policy answers before PPO.
@@ -341,7 +397,7 @@ impl Answers {
         let queries: Vec<Vec<i32>> = requests.iter().map(|r| codec.query(&r.prompt)).collect::<Result<_>>()?;
         let prompts: Vec<&[i32]> = queries.iter().map(|q| &q[..]).collect();
         let responses = model.generate(&model.frozen()?, &prompts, generation)?.responses;
-        let texts: Vec<String> = responses.iter().map(|r| codec.decode(r)).collect::<Result<_>>()?;
+        let texts: Vec<String> = responses.iter().map(|r| codec.decode(&r.tokens, true)).collect::<Result<_>>()?;
         let judged = requests.iter().zip(&texts).zip(&responses);
         let judgements = judged.map(|((request, text), response)| judge(request, text, response.stopped)).collect();
         Ok(Self { texts, judgements, stopped: responses.iter().filter(|r| r.stopped).count() })
@@ -404,9 +460,9 @@ impl Judged {
         wins / self.requests.len() as f64
     }
 
-    /// samples.jsonl: every held-out prompt with both models' sampled answers, the judge's scores and the reward
-    /// model's; prompts.jsonl: the prompts alone, as `rlhf generate` takes them.
-    fn write_samples(&self, dir: &Path, reward_model: &Model, codec: &Codec) -> Result<()> {
+    /// comparison.jsonl: every held-out prompt with both models' sampled answers, the reward model's scores and the
+    /// judge's; prompts.jsonl: the prompts alone, as `rlhf generate` takes them.
+    fn write(&self, dir: &Path, reward_model: &Model, codec: &Codec) -> Result<()> {
         let rewards = |answers: &Answers| {
             let sequence = |(request, text): (&Request, &String)| {
                 Ok([codec.query(&request.prompt)?, codec.answer(text)?].concat())
@@ -420,20 +476,18 @@ impl Judged {
         for (i, request) in self.requests.iter().enumerate() {
             let row = json!({
                 "prompt": request.prompt,
-                "sft": self.sft[0].texts[i],
-                "ppo": self.ppo[0].texts[i],
-                "score_sft": self.sft[0].judgements[i].score,
-                "score_ppo": self.ppo[0].judgements[i].score,
-                "reward_sft": sft_rewards[i],
-                "reward_ppo": ppo_rewards[i],
-                "sft_greedy": self.sft[1].texts[i],
-                "ppo_greedy": self.ppo[1].texts[i],
+                "baseline": self.sft[0].texts[i],
+                "model": self.ppo[0].texts[i],
+                "score_baseline": sft_rewards[i],
+                "score_model": ppo_rewards[i],
+                "judge_baseline": self.sft[0].judgements[i].score,
+                "judge_model": self.ppo[0].judgements[i].score,
             });
             samples.push_str(&format!("{row}\n"));
             let message = json!({ "prompt": [{ "role": "user", "content": request.prompt }] });
             prompts.push_str(&format!("{message}\n"));
         }
-        disk::write_file(&dir.join("samples.jsonl"), samples.as_bytes())?;
+        disk::write_file(&dir.join(COMPARISON), samples.as_bytes())?;
         disk::write_file(&dir.join("prompts.jsonl"), prompts.as_bytes())
     }
 

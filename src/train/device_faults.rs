@@ -65,7 +65,7 @@ fn run_ppo(device: &Device) -> Result<()> {
     let prompts: Vec<PromptExample> = (0..4).map(prompt).collect();
     let policy = model(device)?;
     let (value_model, mut reward) = (policy.value_model(1)?, policy.value_model(1)?);
-    let start = Start { policy, value_model, reward: &mut reward, stop: &[], normalize: None };
+    let start = Start { policy, value_model, reward: &mut reward, stop: &[], normalize: None, judge: None };
     ppo::train(start, &prompts, &config, &mut Journal::silent(), &mut ()).map(|_| ())
 }
 

@@ -154,7 +154,7 @@ fn a_plain_reward_rises_on_the_emulated_gpu() {
     let policy = model(&emulated(), QWEN2);
     let value_model = policy.value_model(1).unwrap();
     let scores = logged("objective/scores", |journal| {
-        let start = Start { policy, value_model, reward: &mut even_tokens, stop: &[2], normalize: None };
+        let start = Start { policy, value_model, reward: &mut even_tokens, stop: &[2], normalize: None, judge: None };
         ppo::train(start, &prompts, &config, journal, &mut ()).map(|_| ())
     });
     assert_eq!(scores.len(), 16);
@@ -215,7 +215,7 @@ fn logp_diff_with_a_library(exact: bool) -> f64 {
     let value_model = policy.value_model(1).unwrap();
     let prompt = |row| PromptExample { ids: tokens(3, row), text: String::new(), place: String::new() };
     let diffs = logged("logp_diff/max", |journal| {
-        let start = Start { policy, value_model, reward: &mut even_tokens, stop: &[2], normalize: None };
+        let start = Start { policy, value_model, reward: &mut even_tokens, stop: &[2], normalize: None, judge: None };
         let prompts: Vec<PromptExample> = (0..16).map(prompt).collect();
         ppo::train(start, &prompts, &ppo_config(1), journal, &mut ()).map(|_| ())
     });
@@ -247,7 +247,7 @@ fn ppo_steps(device: &Device, epochs: usize) {
     let prompts: Vec<PromptExample> = (0..8).map(prompt).collect();
     let policy = model(device, QWEN2);
     let value_model = policy.value_model(1).unwrap();
-    let start = Start { policy, value_model, reward: &mut even_tokens, stop: &[2], normalize: None };
+    let start = Start { policy, value_model, reward: &mut even_tokens, stop: &[2], normalize: None, judge: None };
     ppo::train(start, &prompts, &config, &mut Journal::silent(), &mut ()).map(|_| ()).unwrap();
 }
 

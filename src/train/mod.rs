@@ -19,11 +19,14 @@ pub mod metrics;
 mod nonfinite;
 pub(crate) mod plan;
 pub mod ppo;
+pub mod pretrained;
 #[cfg(test)]
 mod recompute;
 pub mod reward;
 mod rollout;
+pub(crate) mod samples;
 pub mod sft;
+mod tensorboard;
 
 use crate::config::{OptimizerArgs, Recompute};
 use crate::data::packing::EpochOrder;

@@ -167,6 +167,7 @@ impl Ppo {
                 Some(reward) => reward,
                 None => &mut self.reward,
             },
+            judge: None,
             stop: &[2],
             shaping: self.shaping,
         };
@@ -465,6 +466,7 @@ fn of_answers(step: &mut Ppo, change: fn(&mut Vec<f32>)) -> Result<Rollout> {
         ref_policy: &step.ref_policy,
         value_model: &step.learners.value.model,
         reward: &mut step.reward,
+        judge: None,
         stop: &[2],
         shaping: step.shaping,
     };
@@ -585,7 +587,7 @@ fn a_loop_names_stage_and_step() {
         Ok(vec![if batch == 2 { f32::NAN } else { 0.5 }; episodes.len()])
     };
     let value_model = model.value_model(1).unwrap();
-    let start = Start { policy: model, value_model, reward: &mut reward, stop: &[2], normalize: None };
+    let start = Start { policy: model, value_model, reward: &mut reward, stop: &[2], normalize: None, judge: None };
     let error = ppo::train(start, &prompts, &config, &mut Journal::silent(), &mut ()).unwrap_err();
     assert_eq!(error.place(), Some("ppo step 2, episode 0 of the batch"), "{error}");
 }

@@ -1,13 +1,15 @@
-//! The memory plan of a run on a GPU: what each group of buffers takes, the peak of each phase, and how many rows go
-//! into one pass. Nothing here is a formula of the network: a plan is a rehearsal of the trainers' own functions, at
-//! the largest shapes that the data can bring, on a device that counts and does not compute. A run that cannot fit is
+//! The memory plan of a run: what each group of buffers takes, the peak of each phase, and how many rows go into one
+//! pass. Nothing here is a formula of the network: a plan is a rehearsal of the trainers' own functions, at the largest
+//! shapes that the data can bring, on a device that counts and does not compute. A run that cannot fit into a GPU is
 //! refused before it begins, with settings that were tried and would fit.
 
 mod jobs;
+mod work;
 
 use serde_json::{Value, json};
 
 use super::Learner;
+pub(crate) use super::metrics::bytes_text as text;
 use crate::config::{OptimizerArgs, ROWS_PER_PASS, Recompute};
 use crate::device::Device;
 use crate::error::{Code, Error, Result};
@@ -16,8 +18,20 @@ use crate::model::{Model, ModelConfig};
 use crate::tensor::Tensor;
 
 pub(crate) use jobs::{Ppo, Preferences, Sft};
+pub(crate) use work::Work;
 
-/// What a run takes of a GPU's memory.
+/// Why a pass has the rows that it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rows {
+    /// The user asked for them.
+    Asked,
+    /// They are the most that fit.
+    Fit,
+    /// Nobody asked, and nothing was tried.
+    Usual,
+}
+
+/// What a run takes of a device's memory.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct MemoryPlan {
     /// Bytes of each group of buffers. Groups of different phases do not live at once.
@@ -26,8 +40,8 @@ pub(crate) struct MemoryPlan {
     pub(crate) phases: Vec<(&'static str, usize)>,
     /// Rows in one forward and backward pass.
     pub(crate) micro_batch: usize,
-    /// Whether the user asked for these rows.
-    pub(crate) given: bool,
+    /// Why these.
+    pub(crate) rows: Rows,
 }
 
 impl MemoryPlan {
@@ -39,9 +53,10 @@ impl MemoryPlan {
     /// The plan in two lines, before `usable` bytes.
     pub(crate) fn summary(&self, usable: usize) -> String {
         let phases: Vec<String> = self.phases.iter().map(|(name, bytes)| format!("{name} {}", text(*bytes))).collect();
-        let rows = match self.given {
-            true => "as asked".to_owned(),
-            false => format!("the largest share of {ROWS_PER_PASS} that fits"),
+        let rows = match self.rows {
+            Rows::Asked => "as asked".to_owned(),
+            Rows::Fit => format!("the largest share of {ROWS_PER_PASS} that fits"),
+            Rows::Usual => "as by default".to_owned(),
         };
         format!(
             "memory: {} at the peak, of {} that can be used ({})\n  micro-batch: {} rows in a pass, {rows}",
@@ -59,22 +74,19 @@ impl MemoryPlan {
         rows.join("\n")
     }
 
+    /// The same beside `bytes` more of something that is there all the time.
+    pub(crate) fn beside(mut self, name: &str, bytes: usize) -> Self {
+        self.groups.push((name.to_owned(), bytes));
+        self.phases.iter_mut().for_each(|(_, peak)| *peak += bytes);
+        self
+    }
+
     /// For `run.json`: bytes.
     pub(crate) fn to_json(&self) -> Value {
         let groups: serde_json::Map<String, Value> = self.groups.iter().map(|(n, b)| (n.clone(), json!(b))).collect();
         let phases: serde_json::Map<String, Value> =
             self.phases.iter().map(|(n, b)| ((*n).to_owned(), json!(b))).collect();
         json!({ "groups": groups, "peaks": phases })
-    }
-}
-
-/// Bytes for people.
-pub(crate) fn text(bytes: usize) -> String {
-    let kib = bytes as f64 / 1024.0;
-    match bytes {
-        0..0x10_0000 => format!("{kib:.1} KiB"),
-        0x10_0000..0x4000_0000 => format!("{:.1} MiB", kib / 1024.0),
-        _ => format!("{:.1} GiB", kib / 1024.0 / 1024.0),
     }
 }
 
@@ -86,10 +98,9 @@ pub(crate) struct Scene {
 }
 
 impl Scene {
-    /// For a run on `device`, which must be a GPU.
+    /// For a run on `device`.
     fn new(device: &Device) -> Result<Self> {
-        let device =
-            device.rehearsal().ok_or_else(|| Error::failure("rehearsal", "the CPU's memory is not planned"))?;
+        let device = device.rehearsal();
         let workspace = match device.memory_used()? {
             0 => Vec::new(),
             bytes => vec![("workspace of the matrix library".to_owned(), bytes)],
@@ -166,6 +177,9 @@ pub(crate) trait Job: Sized {
     /// What training begins with.
     type Ready;
 
+    /// Steps and tokens.
+    fn work(&self) -> &Work;
+
     /// The settings that all stages have.
     fn optimizer(&self) -> &OptimizerArgs;
 
@@ -198,19 +212,48 @@ fn smaller_passes<J: Job>(job: &J) -> Vec<(String, J)> {
     (1..given).rev().filter(|rows| given.is_multiple_of(*rows)).map(cut).collect()
 }
 
-/// The plan of `job` on `device`, of which `usable` bytes can be planned with; none for the CPU.
+/// The plan of `job` on the GPU `device`, of which `usable` bytes can be planned with.
 ///
 /// # Errors
 /// `memory-plan` where the run does not fit.
-pub(crate) fn make<J: Job>(job: &J, device: &Device, usable: usize) -> Result<Option<MemoryPlan>> {
-    if device.rehearsal().is_none() {
-        return Ok(None);
-    }
+pub(crate) fn make<J: Job>(job: &J, device: &Device, usable: usize) -> Result<MemoryPlan> {
     let plan = attempt(job, device, usable)?;
     if plan.peak() <= usable {
-        return Ok(Some(plan));
+        return Ok(plan);
     }
-    Err(refusal(&plan, usable, &fitting(job, device, usable)?))
+    Err(refusal(&plan, "the GPU's memory", usable, &fitting(job, device, usable)?))
+}
+
+/// The host's memory, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Host {
+    /// What the process has taken beside models: its code, tokenizers, data.
+    pub(crate) taken: usize,
+    /// What can be had now.
+    pub(crate) free: usize,
+    /// What there is at all.
+    pub(crate) total: usize,
+}
+
+/// The plan of `job` on the CPU, with the rows that the user asked for or the usual ones: a pass is never cut there,
+/// because what is free changes by the minute and the result would with it. Beside the plan, where it does not fit
+/// into what is free, settings that would.
+///
+/// # Errors
+/// `memory-plan` where the run cannot fit whatever else ends: it takes more than there is.
+pub(crate) fn on_host<J: Job>(job: &J, host: Host) -> Result<(MemoryPlan, Option<Vec<String>>)> {
+    let mut plan = attempt(job, &Device::Cpu, usize::MAX)?.beside("program, tokenizers and data", host.taken);
+    if plan.rows == Rows::Fit {
+        plan.rows = Rows::Usual;
+    }
+    if plan.peak() <= host.free {
+        return Ok((plan, None));
+    }
+    let advice = fitting(job, &Device::Cpu, host.free.saturating_sub(host.taken))?;
+    if plan.peak() > host.total {
+        return Err(refusal(&plan, "the machine's memory", host.total, &advice));
+    }
+    Ok((plan, Some(advice)))
 }
 
 /// The plan with the rows that the user asked for; else with the most that fit, or with one.
@@ -224,8 +267,9 @@ fn attempt<J: Job>(job: &J, device: &Device, usable: usize) -> Result<MemoryPlan
         (scene.groups, scene.phases) = (groups.clone(), phases.clone());
         job.train(&mut ready, rows, &mut scene)?;
         let (groups, phases) = (scene.groups.clone(), scene.phases.clone());
-        let plan = MemoryPlan { groups, phases, micro_batch: rows, given: given.is_some() };
-        if plan.peak() <= usable || plan.given || rows == 1 {
+        let why = if given.is_some() { Rows::Asked } else { Rows::Fit };
+        let plan = MemoryPlan { groups, phases, micro_batch: rows, rows: why };
+        if plan.peak() <= usable || given.is_some() || rows == 1 {
             return Ok(plan);
         }
         // Passes of equal size, which options can ask for again on a machine with other memory.
@@ -296,13 +340,13 @@ fn first<J>(mut values: Vec<(String, J)>, fits: impl Fn(&(String, J)) -> Result<
     Ok(Some(values.swap_remove(to).0))
 }
 
-fn refusal(plan: &MemoryPlan, usable: usize, fitting: &[String]) -> Error {
+fn refusal(plan: &MemoryPlan, what: &str, usable: usize, fitting: &[String]) -> Error {
     let (phase, peak) = plan.phases.iter().max_by_key(|(_, bytes)| *bytes).copied().unwrap_or_default();
     let rows = plan.micro_batch;
     let mut groups = plan.groups.clone();
     groups.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
     let largest: Vec<String> = groups.iter().take(3).map(|(name, bytes)| format!("{name} {}", text(*bytes))).collect();
-    Error::new(Code::Resources, "memory-plan", "the run does not fit into the GPU's memory")
+    Error::new(Code::Resources, "memory-plan", format!("the run does not fit into {what}"))
         .because(format!(
             "with {rows} row{} in a pass, {phase} takes {}, and {} can be used; the largest parts are {}",
             if rows == 1 { "" } else { "s" },
@@ -311,7 +355,8 @@ fn refusal(plan: &MemoryPlan, usable: usize, fitting: &[String]) -> Error {
             largest.join(", ")
         ))
         .fix(match fitting {
-            [] => "use a GPU with more memory, or a smaller model".to_owned(),
+            [] if what.contains("GPU") => "use a GPU with more memory, or a smaller model".to_owned(),
+            [] => "use a machine with more memory, or a smaller model".to_owned(),
             settings => format!("use {}", settings.join(", or ")),
         })
 }

@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 use super::checkpoint::{Keeper, State};
 use super::finite::blame;
 use super::metrics::{Journal, row};
-use super::reward::Reward;
+use super::reward::{Reward, lent};
 use super::rollout::{Cast, Rollout, column};
+use super::samples::Scorers;
 use super::{Learner, in_step, permutation};
 use crate::config::PpoConfig;
 use crate::data::encode::PromptExample;
@@ -16,7 +17,7 @@ use crate::error::{Code, Error, Result};
 use crate::model::Model;
 use crate::model::heads::Packed;
 use crate::model::params::Weights;
-use crate::objective::calibration::mean;
+use crate::objective::calibration::{correlation, mean};
 use crate::objective::losses::{Coefficients, Objective, Tokens, ppo_loss};
 use crate::objective::rewards::{KlController, Shaping, episode_kl};
 use crate::ops::read_together;
@@ -24,20 +25,34 @@ use crate::random::Stage;
 use crate::tensor::Tensor;
 
 /// AdamW's epsilon in PPO (N+).
-const ADAM_EPSILON: f64 = 1e-5;
+pub(crate) const ADAM_EPSILON: f64 = 1e-5;
+/// Batches between two rows of metrics (TRL).
+pub(crate) const LOGGING_STEPS: usize = 1;
 
-/// What PPO starts from.
+/// What PPO starts from; made by [`Start::new`].
+#[non_exhaustive]
 pub struct Start<'a> {
     /// The policy, which is also the reference that it is held to.
     pub policy: Model,
-    /// A model with a scalar head, usually a copy of the reward model.
+    /// A model with a scalar head, on the policy's device: a copy of the reward model, or [`Model::value_model`].
     pub value_model: Model,
     /// What scores the answers.
     pub reward: &'a mut dyn Reward,
     /// Tokens that end a response.
     pub stop: &'a [i32],
-    /// What the reward model's scores are brought to mean 0 and deviation 1 with.
+    /// Mean and deviation of the reward's scores, which are brought to 0 and 1 with them; none leaves them as they are.
     pub normalize: Option<[f64; 2]>,
+    /// What else scores the answers and teaches nothing: a held-out judge, or a second reward model. Its mean is
+    /// `objective/judge_scores`.
+    pub judge: Option<&'a mut dyn Reward>,
+}
+
+impl<'a> Start<'a> {
+    /// PPO of `policy` against `reward`, whose scores are taken as they are. `stop` are the tokens that end a response
+    /// ([`Pretrained::stop_tokens`](super::pretrained::Pretrained::stop_tokens)).
+    pub fn new(policy: Model, value_model: Model, reward: &'a mut dyn Reward, stop: &'a [i32]) -> Self {
+        Self { policy, value_model, reward, stop, normalize: None, judge: None }
+    }
 }
 
 /// What PPO ends with.
@@ -122,18 +137,19 @@ pub fn train(
 ) -> Result<Finish> {
     let (batch_size, total) = (config.batch_size(), total_batches(config, prompts.len()));
     check_prompts(prompts, batch_size)?;
-    let ref_policy = reference(&start.policy)?;
-    let mut learners = Learners::new(start.policy, start.value_model, config, total)?;
+    let Start { policy, value_model, reward, stop, normalize, mut judge } = start;
+    let ref_policy = reference(&policy)?;
+    let mut learners = Learners::new(policy, value_model, config, total)?;
     let rollout = &config.rollout;
-    let shaping = Shaping {
-        normalize: start.normalize,
-        missing_eos_penalty: rollout.missing_eos_penalty,
-        score_clip: rollout.score_clip,
-    };
+    let shaping =
+        Shaping { normalize, missing_eos_penalty: rollout.missing_eos_penalty, score_clip: rollout.score_clip };
     let mut progress = Progress { kl: 0.0, kl_coef: rollout.kl_coef };
     let mut order = Order::new(prompts.len(), batch_size, config.run.seed);
-    journal.begin("ppo", total);
+    journal.begin_on(learners.policy.model.device(), "ppo", total);
     let first = keeper.restore(&mut learners.state(&mut progress, journal))?;
+    if first == 0 {
+        journal.sample(0, |sampler| sampler.rows(&learners.policy.model, Scorers::of(reward, &mut judge)))?;
+    }
     let mut controller =
         KlController { coefficient: progress.kl_coef, target: rollout.kl_target, horizon: rollout.kl_horizon };
     for batch in first..total {
@@ -142,8 +158,9 @@ pub fn train(
             policy: &learners.policy.model,
             ref_policy: &ref_policy,
             value_model: &learners.value.model,
-            reward: &mut *start.reward,
-            stop: start.stop,
+            reward: &mut *reward,
+            judge: lent(&mut judge),
+            stop,
             shaping,
         };
         let failed = |error| in_step(error, "ppo", batch + 1);
@@ -157,6 +174,7 @@ pub fn train(
         controller.update(summary.kl, batch_size);
         progress = Progress { kl: summary.kl, kl_coef: controller.coefficient };
         report(journal, &summary, [batch, total, batch_size], &learners, config)?;
+        journal.sample(batch + 1, |sampler| sampler.rows(&learners.policy.model, Scorers::of(reward, &mut judge)))?;
         keeper.after(batch + 1, total, &mut learners.state(&mut progress, journal))?;
     }
     journal.end()?;
@@ -411,13 +429,16 @@ fn summarize(rollout: &Rollout, updated: &Updated, config: &PpoConfig, kl_coef: 
     let [policy, value, approxkl, clipped, value_clipped, ratio, ratio2] = updated.statistics.map(|s| s / n);
     let apart = || logprobs.iter().zip(ref_logprobs).map(|(l, r)| f64::from((l - r).abs()));
     let reference_diff = [apart().fold(0.0, |a, b| if b > a || b.is_nan() { b } else { a }), mean(apart())];
-    let numbers = vec![
+    let raw: Vec<f64> = rollout.raw_scores.iter().map(|s| f64::from(*s)).collect();
+    let judged = rollout.judge_scores.as_ref();
+    let judged = judged.map(|scores| ("objective/judge_scores", mean(scores.iter().map(|s| f64::from(*s)))));
+    let mut numbers = vec![
         ("objective/kl", kl),
         ("objective/entropy", mean(spans().map(surprise))),
         ("objective/non_score_reward", -kl_coef * kl),
         ("objective/rlhf_reward", scores - kl_coef * kl),
         ("objective/scores", scores),
-        ("objective/raw_scores", mean(rollout.raw_scores.iter().map(|s| f64::from(*s)))),
+        ("objective/raw_scores", mean(raw.iter().copied())),
         ("objective/kl_coef", kl_coef),
         ("policy/approxkl_avg", approxkl),
         ("policy/clipfrac_avg", clipped),
@@ -435,12 +456,14 @@ fn summarize(rollout: &Rollout, updated: &Updated, config: &PpoConfig, kl_coef: 
         ("response/length_mean", rollout.tokens() as f64 / rollout.responses.len() as f64),
         ("response/length_max", lengths().fold(0.0, f64::max)),
         ("response/distinct_2", distinct_bigrams(rollout)),
+        ("response/score_length_correlation", correlation(&raw, &lengths().collect::<Vec<_>>())),
         ("logp_diff/max", updated.logp_diff_max),
         ("logp_diff/mean", updated.logp_diff_sum / updated.logp_diff_tokens.max(1) as f64),
         ("policy/grad_norm", updated.grad_norms[0]),
         ("value/grad_norm", updated.grad_norms[1]),
         ("ppo_epochs", updated.epochs as f64),
     ];
+    numbers.extend(judged);
     Ok(Summary { kl, reference_diff, numbers })
 }
 
@@ -479,7 +502,7 @@ fn report(
         ((batch + 1) * batch_size) as f64 / journal.elapsed().max(1e-9)
     );
     journal.progress(batch + 1, &words);
-    if !config.run.logs(batch + 1, total, 1) {
+    if !config.run.logs(batch + 1, total, LOGGING_STEPS) {
         return Ok(());
     }
     let mut numbers = summary.numbers.clone();
@@ -518,6 +541,7 @@ pub(super) fn replay(
             ref_policy: &ref_policy,
             value_model: &learners.value.model,
             reward,
+            judge: None,
             stop: &[2],
             shaping: Shaping::default(),
         };

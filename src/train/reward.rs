@@ -20,8 +20,8 @@ use crate::tensor::Tensor;
 
 /// One pass over the pairs is usual; more passes learn the labels' noise.
 pub(crate) const EPOCHS: f64 = 1.0;
-pub(super) const ADAM_EPSILON: f64 = 1e-8;
-const LOGGING_STEPS: usize = 10;
+pub(crate) const ADAM_EPSILON: f64 = 1e-8;
+pub(crate) const LOGGING_STEPS: usize = 10;
 
 /// A finished answer to a prompt, in tokens.
 #[derive(Debug, Clone, Copy)]
@@ -44,6 +44,14 @@ pub trait Reward {
 impl<F: FnMut(&[Episode<'_>]) -> Result<Vec<f32>>> Reward for F {
     fn scores(&mut self, episodes: &[Episode<'_>]) -> Result<Vec<f32>> {
         self(episodes)
+    }
+}
+
+/// The one who scores, if there is one, for a while.
+pub(crate) fn lent<'a>(scorer: &'a mut Option<&mut dyn Reward>) -> Option<&'a mut dyn Reward> {
+    match scorer {
+        Some(scorer) => Some(&mut **scorer),
+        None => None,
     }
 }
 
@@ -172,7 +180,7 @@ pub fn train(
     let mut batches = Batches::new(data.len(), rows, config.run.seed);
     let mut learner = Learner::new(model, &config.optimizer, ADAM_EPSILON, config.learning_rate, total)?;
     let mut progress = Progress::default();
-    journal.begin("reward", total);
+    journal.begin_on(learner.model.device(), "reward", total);
     let first = keeper.restore(&mut State::new(vec![("model", &mut learner)], &mut progress, journal))?;
     for step in first..total {
         let (batch, epoch) = batches.batch(step);

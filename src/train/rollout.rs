@@ -25,6 +25,8 @@ pub(crate) struct Rollout {
     pub(crate) values: Vec<f32>,
     /// As the reward gave them, one an episode.
     pub(crate) raw_scores: Vec<f32>,
+    /// As a judge gave them, who teaches nothing.
+    pub(crate) judge_scores: Option<Vec<f32>>,
     /// Shaped.
     pub(crate) scores: Vec<f64>,
     pub(crate) advantages: Vec<f32>,
@@ -39,6 +41,7 @@ pub(crate) struct Cast<'a> {
     pub(crate) ref_policy: &'a Model,
     pub(crate) value_model: &'a Model,
     pub(crate) reward: &'a mut dyn Reward,
+    pub(crate) judge: Option<&'a mut dyn Reward>,
     pub(crate) stop: &'a [i32],
     pub(crate) shaping: Shaping,
 }
@@ -82,9 +85,8 @@ impl Rollout {
         finite("values", &values, &offsets, Some(("value model: ", cast.value_model)))?;
         let episodes: Vec<Episode<'_>> =
             queries.iter().zip(&responses).map(|(q, r)| Episode { query: q, response: &r.tokens }).collect();
-        let raw_scores = cast.reward.scores(&episodes)?;
-        check_count(&raw_scores, episodes.len())?;
-        check_scores(&raw_scores, episode)?;
+        let raw_scores = scored(cast.reward, &episodes)?;
+        let judge_scores = cast.judge.as_mut().map(|judge| scored(&mut **judge, &episodes)).transpose()?;
         let shaped = raw_scores.iter().zip(&responses);
         let scores: Vec<f64> = shaped.map(|(s, r)| cast.shaping.apply(f64::from(*s), r.stopped)).collect();
         let narrow: Vec<f32> = scores.iter().map(|s| *s as f32).collect();
@@ -112,6 +114,7 @@ impl Rollout {
             ref_logprobs,
             values,
             raw_scores,
+            judge_scores,
             scores,
             advantages,
             returns,
@@ -130,11 +133,14 @@ impl Rollout {
     }
 }
 
-fn check_count(scores: &[f32], episodes: usize) -> Result<()> {
-    if scores.len() == episodes {
-        return Ok(());
+/// One finite score an episode.
+fn scored(who: &mut dyn Reward, episodes: &[Episode<'_>]) -> Result<Vec<f32>> {
+    let scores = who.scores(episodes)?;
+    if scores.len() != episodes.len() {
+        return Err(Error::failure("reward-count", format!("{} scores for {} episodes", scores.len(), episodes.len())));
     }
-    Err(Error::failure("reward-count", format!("{} scores for {episodes} episodes", scores.len())))
+    check_scores(&scores, episode)?;
+    Ok(scores)
 }
 
 /// An error unless a column is finite; names the parameter of the model that made it, if that is the cause.

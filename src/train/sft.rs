@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::checkpoint::{Keeper, State};
 use super::finite::{among, blame};
 use super::metrics::{Journal, Row, row};
+use super::samples::Scorers;
 use super::{Batches, Learner, in_step};
 use crate::config::SftConfig;
 use crate::data::encode::SftExample;
@@ -18,8 +19,8 @@ use crate::tensor::Tensor;
 
 /// TRL's number of epochs.
 pub(crate) const EPOCHS: f64 = 3.0;
-pub(super) const ADAM_EPSILON: f64 = 1e-8;
-const LOGGING_STEPS: usize = 10;
+pub(crate) const ADAM_EPSILON: f64 = 1e-8;
+pub(crate) const LOGGING_STEPS: usize = 10;
 
 /// Sums over targets.
 #[derive(Debug, Default, Clone, Copy, Serialize, Deserialize)]
@@ -93,8 +94,11 @@ pub fn train(
     let mut batches = Batches::new(groups.len(), rows, config.run.seed);
     let mut learner = Learner::new(model, &config.optimizer, ADAM_EPSILON, config.learning_rate, total)?;
     let mut progress = Progress::default();
-    journal.begin("sft", total);
+    journal.begin_on(learner.model.device(), "sft", total);
     let first = keeper.restore(&mut State::new(vec![("model", &mut learner)], &mut progress, journal))?;
+    if first == 0 {
+        journal.sample(0, |sampler| sampler.rows(&learner.model, Scorers::default()))?;
+    }
     let mut since = journal.elapsed();
     for step in first..total {
         let (batch, epoch) = batches.batch(step);
@@ -122,6 +126,7 @@ pub fn train(
         if config.eval.due(step + 1, total) && !eval.is_empty() {
             journal.log(step + 1, eval_row(&evaluate(&learner.model, eval, micro)?), Row::new())?;
         }
+        journal.sample(step + 1, |sampler| sampler.rows(&learner.model, Scorers::default()))?;
         keeper.after(step + 1, total, &mut State::new(vec![("model", &mut learner)], &mut progress, journal))?;
     }
     journal.end()?;

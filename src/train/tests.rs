@@ -170,7 +170,7 @@ fn train_ppo(batches: usize) -> ppo::Finish {
     let prompts: Vec<PromptExample> = (0..32).map(prompt).collect();
     let policy = model("llama_tied");
     let value_model = policy.value_model(1).unwrap();
-    let start = Start { policy, value_model, reward: &mut even_tokens, stop: &[2], normalize: None };
+    let start = Start { policy, value_model, reward: &mut even_tokens, stop: &[2], normalize: None, judge: None };
     ppo::train(start, &prompts, &config, &mut Journal::silent(), &mut ()).unwrap()
 }
 
@@ -213,7 +213,7 @@ fn a_reward_that_is_not_finite_stops_the_run() {
     let run = |reward: &mut dyn reward::Reward| -> Result<ppo::Finish> {
         let policy = model("llama_tied");
         let value_model = policy.value_model(1)?;
-        let start = Start { policy, value_model, reward, stop: &[2], normalize: None };
+        let start = Start { policy, value_model, reward, stop: &[2], normalize: None, judge: None };
         ppo::train(start, &prompts, &config, &mut Journal::silent(), &mut ())
     };
     let mut nan = |episodes: &[Episode<'_>]| Ok(vec![f32::NAN; episodes.len()]);

@@ -23,7 +23,10 @@ fn stopped(room: &Room) {
         room.files("out")
     });
     for (name, bytes) in files.iter().filter(|(name, _)| !name.contains("step-6")) {
-        if name.contains("checkpoints/") || ["run.json", "metrics.jsonl", "timings.jsonl"].contains(&name.as_str()) {
+        if name.contains("checkpoints/")
+            || ["run.json", "metrics.jsonl", "timings.jsonl", "samples.jsonl", "events.out.tfevents.rlhf"]
+                .contains(&name.as_str())
+        {
             let path = room.path("out").join(name);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, bytes).unwrap();
@@ -404,7 +407,7 @@ pub(super) fn states_of_another_run() -> Vec<Case> {
         case("more steps than the run has", resumed(|map| map["step"] = json!(1_u64 << 60)), 3, "checkpoint-step"),
         case(
             "metrics that are longer than the file",
-            resumed(|map| map["state"]["journal"]["metrics"]["bytes"] = json!(1_u64 << 50)),
+            resumed(|map| map["state"]["journal"]["files"][0]["bytes"] = json!(1_u64 << 50)),
             3,
             "output-shorter",
         ),

@@ -26,7 +26,7 @@ const LANGUAGE: [&str; 15] = [
 ];
 
 /// The tokens of all fixtures, which have one tokenizer.
-fn vocabulary() -> HashMap<i32, String> {
+pub(crate) fn vocabulary() -> HashMap<i32, String> {
     let bytes = std::fs::read(fixtures().join("gpt2_tied/tokenizer.json")).unwrap();
     let file: Value = serde_json::from_slice(&bytes).unwrap();
     let tokens = file["model"]["vocab"].as_object().unwrap();
@@ -34,24 +34,24 @@ fn vocabulary() -> HashMap<i32, String> {
 }
 
 /// The text of tokens; none if one of them stands for no text.
-fn text_of(vocabulary: &HashMap<i32, String>, ids: &[i32]) -> Option<String> {
+pub(crate) fn text_of(vocabulary: &HashMap<i32, String>, ids: &[i32]) -> Option<String> {
     ids.iter().map(|id| vocabulary.get(id).map(String::as_str)).collect()
 }
 
-fn ints(value: &Value) -> Vec<i32> {
+pub(crate) fn ints(value: &Value) -> Vec<i32> {
     value.as_array().unwrap().iter().map(|id| id.as_i64().unwrap() as i32).collect()
 }
 
-fn floats(value: &Value) -> Vec<f64> {
+pub(crate) fn floats(value: &Value) -> Vec<f64> {
     value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
 }
 
-fn expected(fixture: &str) -> Weights {
+pub(crate) fn expected(fixture: &str) -> Weights {
     Weights::read(&fixtures().join(fixture).join("expected.safetensors"))
 }
 
 /// The sequences of a fixture that a text can stand for, each with its number and its first token's place.
-fn sequences(fixture: &str, weights: &Weights) -> Vec<(usize, usize, Vec<i32>, String)> {
+pub(crate) fn sequences(fixture: &str, weights: &Weights) -> Vec<(usize, usize, Vec<i32>, String)> {
     let (ids, bounds, vocabulary) = (weights.ints("input_ids"), weights.ints("cu_seqlens"), vocabulary());
     let spans = bounds.windows(2).map(|w| w[0] as usize..w[1] as usize).enumerate();
     let found = spans.filter_map(|(number, span)| {
@@ -64,7 +64,7 @@ fn sequences(fixture: &str, weights: &Weights) -> Vec<(usize, usize, Vec<i32>, S
 }
 
 /// How each text is tokenised, its first token left out.
-fn tokens_of(room: &Room, texts: &[&str]) -> Vec<Vec<i32>> {
+pub(crate) fn tokens_of(room: &Room, texts: &[&str]) -> Vec<Vec<i32>> {
     room.rows("texts.jsonl", &texts.iter().map(|text| json!({ "text": text })).collect::<Vec<_>>());
     room.run("score --model-name-or-path model --dataset texts.jsonl --output tokens.jsonl").ok();
     room.lines("tokens.jsonl").iter().map(|row| ints(&row["tokens"])).collect()

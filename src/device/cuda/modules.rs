@@ -17,6 +17,27 @@ const SHARED_FREE: u32 = 48 << 10;
 /// Bytes for what the driver's compiler has to say.
 const LOG_BYTES: usize = 8 << 10;
 
+impl Source {
+    /// A text for every GPU, cards among them.
+    ///
+    /// # Safety
+    /// On a card nothing is checked but the number and the kinds of the arguments, and a kernel can write to any memory
+    /// that the card can reach, the process's among it. So for every launch that will be made of it: each access must
+    /// lie inside a tensor that the launch was given, whose elements somebody has written if it is read; no two threads
+    /// may race; and all threads must end. The emulator finds breaches of all but the last two on the inputs that it is
+    /// given, so launch it there first, at the smallest and the oddest sizes.
+    pub const unsafe fn for_cuda(name: &'static str, text: &'static str) -> Self {
+        let mut source = Self::new(name, text);
+        source.for_cuda = true;
+        source
+    }
+
+    /// Which text it is: its address, as every one that is launched stays for ever. A name may stand twice.
+    fn id(&'static self) -> usize {
+        ptr::from_ref(self).addr()
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Function {
     handle: CUfunction,
@@ -27,14 +48,14 @@ struct Function {
 /// What is loaded in one context. That context must be current in every call and when this is dropped.
 #[derive(Debug, Default)]
 pub(super) struct Modules {
-    modules: HashMap<&'static str, CUmodule>,
-    functions: HashMap<(&'static str, &'static str), Function>,
+    modules: HashMap<usize, CUmodule>,
+    functions: HashMap<(usize, &'static str), Function>,
 }
 
 impl Modules {
     /// The function of an entry, with leave for so many dynamic shared bytes a block.
     pub(super) fn function(&mut self, entry: &Entry, shared: u32) -> Result<CUfunction> {
-        let key = (entry.source.name, entry.name);
+        let key = (entry.source.id(), entry.name);
         if !self.functions.contains_key(&key) {
             let handle = self.find(entry)?;
             self.functions.insert(key, Function { handle, shared: SHARED_FREE });
@@ -64,8 +85,9 @@ impl Modules {
     }
 
     /// The module of a text, loaded if it is not.
-    pub(super) fn module(&mut self, source: &Source) -> Result<CUmodule> {
-        match self.modules.entry(source.name) {
+    pub(super) fn module(&mut self, source: &'static Source) -> Result<CUmodule> {
+        check_leave(source)?;
+        match self.modules.entry(source.id()) {
             Slot::Occupied(slot) => Ok(*slot.get()),
             Slot::Vacant(slot) => Ok(*slot.insert(load(source)?)),
         }
@@ -79,6 +101,17 @@ impl Drop for Modules {
             let _ = unsafe { sys::cuModuleUnload(*module) };
         }
     }
+}
+
+/// An error unless somebody answers for what a text does on a card.
+fn check_leave(source: &Source) -> Result<()> {
+    if source.for_cuda {
+        return Ok(());
+    }
+    Err(Error::usage("kernel-unchecked", "this PTX text is for the emulator")
+        .at(source.name)
+        .because("on a card nothing checks what a kernel reads and writes")
+        .fix("launch it on `emulated` first; for a card, make it with the unsafe `Source::for_cuda`"))
 }
 
 /// Compiles a text for the current context's GPU; an error has what the compiler said.
@@ -114,6 +147,18 @@ fn said(error: Error, log: &[u8]) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_card_is_not_handed_what_nobody_answers_for() {
+        static EMULATED: Source = Source::new("a", "");
+        // SAFETY: it has no entry.
+        static ANSWERED: Source = unsafe { Source::for_cuda("a", "") };
+        assert_eq!(check_leave(&EMULATED).unwrap_err().id(), "kernel-unchecked");
+        assert!(
+            check_leave(&ANSWERED).is_ok() && crate::device::kernel::SOURCES.iter().all(|s| check_leave(s).is_ok())
+        );
+        assert_ne!(EMULATED.id(), ANSWERED.id(), "of one name");
+    }
 
     #[test]
     fn the_compilers_words_are_the_reason() {

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::manifest::{Job, hash, hex};
@@ -60,10 +61,13 @@ const HARMLESS: &[(&str, &str)] = &[
     ("save-steps", "what is saved does not change what is learnt"),
     ("save-total-limit", "what is kept does not change what is learnt"),
     ("strict", "it refuses data and changes none"),
+    ("num-sample-generations", "nothing is learnt from samples"),
+    ("num-sample-prompts", "nothing is learnt from samples"),
+    ("judge-model-path", "nothing is learnt from a judge"),
     ("recompute", "the results are the same to the bit"),
 ];
 /// Options about this start of the program alone.
-pub(crate) const IGNORED: [&str; 5] = ["resume", "accept-changes", "dry-run", "quiet", "config"];
+pub(crate) const IGNORED: [&str; 6] = ["resume", "accept-changes", "dry-run", "quiet", "json", "config"];
 /// Options that the place in the data is counted by.
 const IMPOSSIBLE: &[(&str, &str)] = &[
     ("per-device-train-batch-size", "a step's number would mean other rows"),
@@ -72,8 +76,11 @@ const IMPOSSIBLE: &[(&str, &str)] = &[
     ("seed", "the order of the rows would be another: some would be visited twice, others never"),
 ];
 /// Inputs whose change decides no weight from a checkpoint on.
-const HARMLESS_INPUTS: &[(&str, &str)] =
-    &[("eval_dataset", "nothing is learnt from it"), ("model/weights", "all weights are in the checkpoint")];
+const HARMLESS_INPUTS: &[(&str, &str)] = &[
+    ("eval_dataset", "nothing is learnt from it"),
+    ("judge_model/weights", "nothing is learnt from a judge"),
+    ("model/weights", "all weights are in the checkpoint"),
+];
 
 /// What a missing value is called.
 const NONE: &str = "none";
@@ -92,6 +99,18 @@ impl Identity {
         }
         let build = BUILD.get().cloned().unwrap_or_default();
         Ok(BTreeMap::from([("version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()), ("build".to_owned(), build)]))
+    }
+
+    /// For `run.json`: what it takes to do the run again.
+    pub(crate) fn reproduce(&self) -> Value {
+        let words: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+        json!({
+            "command": words,
+            "threads": std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            "arithmetic": self.arithmetic,
+            "program": self.program,
+            "inputs": self.inputs,
+        })
     }
 
     /// Everything that is not as in `saved`, the gravest first.

@@ -11,6 +11,7 @@ use crate::device::Device;
 use crate::model::ModelConfig;
 use crate::model::config::LlamaShape;
 use crate::random::{Philox, Stage};
+use crate::train::metrics::{FILES, Voice};
 use crate::train::ppo::Start;
 use crate::train::reward::Episode;
 use crate::train::{ppo, reward, sft};
@@ -51,7 +52,7 @@ fn tokens(n: usize, row: u32) -> Vec<i32> {
 /// A journal in `dir`: new, or cut back to what `from` says.
 fn journal(dir: &Path, from: Option<&Found>) -> Journal {
     match from.and_then(|found| found.saved()?.journal.as_ref()) {
-        Some(marks) => Journal::resume(dir, true, marks).unwrap(),
+        Some(marks) => Journal::resume(dir, Voice::Quiet, marks).unwrap(),
         None => Journal::new(dir, true).unwrap(),
     }
 }
@@ -97,7 +98,7 @@ fn train_ppo(start: Model, batches: usize, journal: &mut Journal, keeper: &mut d
         Ok(episodes.iter().map(|e| e.response.iter().filter(|t| **t % 2 == 0).count() as f32).collect())
     };
     let value_model = start.value_model(2)?;
-    let start = Start { policy: start, value_model, reward: &mut reward, stop: &[0], normalize: None };
+    let start = Start { policy: start, value_model, reward: &mut reward, stop: &[0], normalize: None, judge: None };
     ppo::train(start, &prompts, &config, journal, keeper).map(|_| ())
 }
 
@@ -131,7 +132,7 @@ impl Run<'_> {
     /// Goes on in `dir`, which holds the record of the whole run, from its state after `step` steps to `until`.
     fn resume(&self, whole: &Path, step: usize, until: usize) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
-        for name in ["metrics.jsonl", "timings.jsonl"] {
+        for name in FILES {
             std::fs::copy(whole.join(name), dir.path().join(name)).unwrap();
         }
         self.go(dir.path(), Some(Found::read(&at(whole, step)).unwrap()), until);
@@ -227,7 +228,7 @@ fn a_state_that_lacks_something_is_another_run() {
         let mut found = Found::read(&at(whole.path(), 3)).unwrap();
         change(found.manifest.state.as_mut().unwrap());
         let dir = tempfile::tempdir().unwrap();
-        for name in ["metrics.jsonl", "timings.jsonl"] {
+        for name in FILES {
             std::fs::copy(whole.path().join(name), dir.path().join(name)).unwrap();
         }
         run.go(dir.path(), Some(found), run.steps);

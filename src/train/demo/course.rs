@@ -15,7 +15,7 @@ use crate::model::checkpoint::saved_files;
 use crate::train::checkpoint::identity::{self, Identity};
 use crate::train::checkpoint::manifest::{self, Manifest};
 use crate::train::checkpoint::{self, Checkpoints, Finished, Found, seal};
-use crate::train::metrics::{Journal, Marks, RUN_FILE, tell};
+use crate::train::metrics::{Journal, Marks, RUN_FILE};
 
 /// A stage: the name of its directory, and what its model's card calls it.
 pub(super) type Name = (&'static str, Stage);
@@ -23,6 +23,8 @@ pub(super) const SFT: Name = ("sft", Stage::Sft);
 pub(super) const REWARD: Name = ("reward", Stage::Reward);
 pub(super) const PPO: Name = ("ppo", Stage::Ppo);
 const STAGES: [Name; 3] = [SFT, REWARD, PPO];
+/// What the job's settings are where nothing is said.
+const DEFAULTS: [(&str, &str); 2] = [("seed", "1"), ("quick", "false")];
 /// The file that says what came of it.
 pub(super) const SUMMARY: &str = "summary.json";
 
@@ -99,10 +101,8 @@ impl<'a> Course<'a> {
         identity::check(&differences, self.options.save.accept_changes, &place.display().to_string())
     }
 
-    fn say(&self, line: &str) {
-        if !self.options.quiet {
-            tell(line);
-        }
+    pub(super) fn say(&self, line: &str) {
+        self.options.voice.say(line);
     }
 
     fn checkpoints(&self, stage: &str) -> PathBuf {
@@ -122,22 +122,28 @@ impl<'a> Course<'a> {
         Ok(Some(summary))
     }
 
-    /// Writes what the job is, and opens the record, cut back to where the job goes on.
-    pub(super) fn begin(&self) -> Result<Journal> {
-        let settings: Map<String, Value> =
-            (self.options.identity.settings.iter()).map(|(name, value)| (name.clone(), json!(value))).collect();
+    /// Writes what the job is and how many rows each stage has, and opens the record, cut back to where the job goes
+    /// on.
+    pub(super) fn begin(&self, rows: Value) -> Result<Journal> {
+        let setting = |(name, value): (&String, &String)| {
+            let origin = if DEFAULTS.contains(&(name, value)) { "default" } else { "command line" };
+            (name.clone(), json!({ "value": value, "origin": origin }))
+        };
+        let settings: Map<String, Value> = self.options.identity.settings.iter().map(setting).collect();
         let run = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "command": "demo",
             "device": self.options.device.name(),
             "settings": settings,
+            "rows": rows,
+            "reproduce": self.options.identity.reproduce(),
         });
         disk::write_file(&self.dir.join(RUN_FILE), format!("{run:#}\n").as_bytes())?;
         let of = |manifest: &Manifest| -> Option<Marks> { manifest.state.as_ref()?.journal.clone() };
         let last = self.from.as_ref().map(|found| &found.manifest).or(self.done.last());
         match last.and_then(of) {
-            Some(marks) => Journal::resume(self.dir, self.options.quiet, &marks),
-            None => Journal::new(self.dir, self.options.quiet),
+            Some(marks) => Journal::resume(self.dir, self.options.voice, &marks),
+            None => Journal::open(self.dir, self.options.voice),
         }
     }
 

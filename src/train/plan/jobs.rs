@@ -2,7 +2,7 @@
 
 use std::cmp::Reverse;
 
-use super::{Job, Scene};
+use super::{Job, Scene, Work};
 use crate::config::{OptimizerArgs, PpoConfig, ROWS_PER_PASS, RewardConfig, SftConfig};
 use crate::data::encode::{PairExample, PromptExample, SftExample};
 use crate::error::Result;
@@ -10,8 +10,9 @@ use crate::model::config::Head;
 use crate::model::{Model, ModelConfig};
 use crate::objective::rewards::Shaping;
 use crate::train::ppo::{self, Learners};
+use crate::train::reward::Reward;
 use crate::train::rollout::{Cast, Rollout};
-use crate::train::{Learner, reward, sft};
+use crate::train::{Learner, reward, samples, sft};
 
 /// Shorter texts are not worth a run.
 const LENGTH_MIN: usize = 8;
@@ -83,6 +84,9 @@ pub(crate) struct Sft<'a> {
     /// The largest rows, the largest first.
     rows: Vec<Row>,
     eval: Vec<Row>,
+    /// Tokens of the prompts that are answered now and then, and of an answer.
+    samples: (Vec<usize>, usize),
+    work: Work,
 }
 
 impl<'a> Sft<'a> {
@@ -96,14 +100,22 @@ impl<'a> Sft<'a> {
     ) -> Self {
         let example = |e: &SftExample| [e.ids.len(), e.is_target.iter().skip(1).filter(|t| **t).count()];
         let most = config.optimizer.per_device_train_batch_size.unwrap_or(ROWS_PER_PASS);
-        let rows = groups.iter().map(|group| group.iter().map(|i| example(&data[*i])).collect()).collect();
+        let rows: Vec<Row> = groups.iter().map(|group| group.iter().map(|i| example(&data[*i])).collect()).collect();
+        let (prompts, answer) =
+            samples::fine_tuning(samples::held_out(data, eval), model.max_positions, &config.samples);
+        let samples = (prompts.iter().map(Vec::len).collect(), answer);
         let eval = eval.iter().map(|e| vec![example(e)]).collect();
-        Self { model, config: config.clone(), rows: largest(rows, most), eval: largest(eval, most) }
+        let work = Work::sft(rows.iter().map(tokens).collect(), config);
+        Self { model, config: config.clone(), rows: largest(rows, most), eval: largest(eval, most), samples, work }
     }
 }
 
 impl Job for Sft<'_> {
     type Ready = Learner;
+
+    fn work(&self) -> &Work {
+        &self.work
+    }
 
     fn optimizer(&self) -> &OptimizerArgs {
         &self.config.optimizer
@@ -111,7 +123,8 @@ impl Job for Sft<'_> {
 
     fn with_optimizer(&self, optimizer: OptimizerArgs) -> Self {
         let config = SftConfig { optimizer, ..self.config.clone() };
-        Self { model: self.model, config, rows: self.rows.clone(), eval: self.eval.clone() }
+        let [rows, eval] = [&self.rows, &self.eval].map(Vec::clone);
+        Self { model: self.model, config, rows, eval, samples: self.samples.clone(), work: self.work.clone() }
     }
 
     fn prepare(&self, scene: &mut Scene) -> Result<Learner> {
@@ -119,7 +132,15 @@ impl Job for Sft<'_> {
         scene.ends("load")?;
         let learner = Learner::new(model, &self.config.optimizer, sft::ADAM_EPSILON, self.config.learning_rate, 1)?;
         let longest = self.rows.iter().chain(&self.eval).flatten().map(|example| example[0]).max().unwrap_or(0);
-        scene.learns(learner, longest)
+        let (prompts, answer) = &self.samples;
+        let learner = scene.learns(learner, longest.max(prompts.iter().max().map_or(0, |prompt| prompt + answer)))?;
+        if !prompts.is_empty() {
+            let prompts: Vec<Vec<i32>> = prompts.iter().map(|length| vec![0; *length]).collect();
+            let prompts: Vec<&[i32]> = prompts.iter().map(|ids| &ids[..]).collect();
+            learner.model.generate(&learner.model.frozen()?, &prompts, &samples::greedy(*answer, &[]))?;
+            scene.ends("samples")?;
+        }
+        Ok(learner)
     }
 
     fn train(&self, learner: &mut Learner, rows: usize, scene: &mut Scene) -> Result<()> {
@@ -142,7 +163,8 @@ impl Job for Sft<'_> {
         let longest = self.rows.iter().chain(&self.eval).map(tokens).max().unwrap_or(0);
         let with = |length: usize| {
             let [rows, eval] = [&self.rows, &self.eval].map(|rows| cut(rows, length));
-            (format!("--max-length {length}"), Self { model: self.model, config: self.config.clone(), rows, eval })
+            let (config, samples, work) = (self.config.clone(), self.samples.clone(), self.work.clone());
+            (format!("--max-length {length}"), Self { model: self.model, config, rows, eval, samples, work })
         };
         vec![below(longest, LENGTH_MIN).into_iter().map(with).collect()]
     }
@@ -156,6 +178,7 @@ pub(crate) struct Preferences<'a> {
     pairs: Vec<[usize; 2]>,
     /// Lengths of the sequences that are evaluated, in their order.
     eval: Vec<usize>,
+    work: Work,
 }
 
 impl<'a> Preferences<'a> {
@@ -168,9 +191,10 @@ impl<'a> Preferences<'a> {
     ) -> Self {
         let lengths = |pair: &PairExample| [pair.chosen.len(), pair.rejected.len()];
         let mut pairs: Vec<[usize; 2]> = data.iter().map(lengths).collect();
+        let work = Work::reward(pairs.iter().map(|[a, b]| a + b).collect(), config);
         pairs.sort_by_key(|[a, b]| Reverse(a + b));
         pairs.truncate(config.optimizer.per_device_train_batch_size.unwrap_or(ROWS_PER_PASS));
-        Self { model, config: config.clone(), pairs, eval: eval.iter().flat_map(lengths).collect() }
+        Self { model, config: config.clone(), pairs, eval: eval.iter().flat_map(lengths).collect(), work }
     }
 
     /// The sequences of the evaluation's largest pass.
@@ -184,13 +208,18 @@ impl<'a> Preferences<'a> {
 impl Job for Preferences<'_> {
     type Ready = Learner;
 
+    fn work(&self) -> &Work {
+        &self.work
+    }
+
     fn optimizer(&self) -> &OptimizerArgs {
         &self.config.optimizer
     }
 
     fn with_optimizer(&self, optimizer: OptimizerArgs) -> Self {
         let config = RewardConfig { optimizer, ..self.config.clone() };
-        Self { model: self.model, config, pairs: self.pairs.clone(), eval: self.eval.clone() }
+        let (pairs, eval) = (self.pairs.clone(), self.eval.clone());
+        Self { model: self.model, config, pairs, eval, work: self.work.clone() }
     }
 
     fn prepare(&self, scene: &mut Scene) -> Result<Learner> {
@@ -235,7 +264,8 @@ impl Job for Preferences<'_> {
         let with = |length: usize| {
             let pairs = self.pairs.iter().map(|pair| pair.map(|n| n.min(length))).collect();
             let eval = self.eval.iter().map(|n| *n.min(&length)).collect();
-            (format!("--max-length {length}"), Self { model: self.model, config: self.config.clone(), pairs, eval })
+            let (config, work) = (self.config.clone(), self.work.clone());
+            (format!("--max-length {length}"), Self { model: self.model, config, pairs, eval, work })
         };
         vec![below(longest, LENGTH_MIN).into_iter().map(with).collect()]
     }
@@ -245,9 +275,11 @@ impl Job for Preferences<'_> {
 pub(crate) struct Ppo<'a> {
     policy: &'a ModelConfig,
     reward: &'a ModelConfig,
+    judge: Option<&'a ModelConfig>,
     config: PpoConfig,
     /// Lengths of a batch's prompts, the longest first.
     prompts: Vec<usize>,
+    work: Work,
 }
 
 /// The cast of PPO, and a rollout of the longest prompts.
@@ -255,21 +287,27 @@ pub(crate) struct PpoReady {
     learners: Learners,
     rollout: Rollout,
     /// Nobody asks them again, but they stay.
-    _frozen: [Model; 2],
+    _frozen: Vec<Model>,
 }
 
 impl<'a> Ppo<'a> {
-    /// Of a policy against a reward model, which the value model starts from.
-    pub(crate) fn new([policy, reward]: [&'a ModelConfig; 2], prompts: &[PromptExample], config: &PpoConfig) -> Self {
+    /// Of a policy against a reward model, which the value model starts from; another may judge.
+    pub(crate) fn new(
+        [policy, reward]: [&'a ModelConfig; 2],
+        judge: Option<&'a ModelConfig>,
+        prompts: &[PromptExample],
+        config: &PpoConfig,
+    ) -> Self {
         let mut prompts: Vec<usize> = prompts.iter().map(|prompt| prompt.ids.len()).collect();
         prompts.sort_by_key(|n| Reverse(*n));
-        Self { policy, reward, config: config.clone(), prompts }
+        let work = Work::ppo(&prompts, config);
+        Self { policy, reward, judge, config: config.clone(), prompts, work }
     }
 
     fn with(&self, change: impl FnOnce(&mut PpoConfig)) -> Self {
         let mut config = self.config.clone();
         change(&mut config);
-        Self { policy: self.policy, reward: self.reward, config, prompts: self.prompts.clone() }
+        Self { config, prompts: self.prompts.clone(), work: self.work.clone(), ..*self }
     }
 
     fn rehearse_rollout(&self, scene: &mut Scene, mut cast: Cast<'_>) -> Result<Rollout> {
@@ -290,6 +328,10 @@ impl<'a> Ppo<'a> {
 impl Job for Ppo<'_> {
     type Ready = PpoReady;
 
+    fn work(&self) -> &Work {
+        &self.work
+    }
+
     fn optimizer(&self) -> &OptimizerArgs {
         &self.config.optimizer
     }
@@ -300,31 +342,35 @@ impl Job for Ppo<'_> {
 
     fn prepare(&self, scene: &mut Scene) -> Result<PpoReady> {
         let (policy, mut reward) = (scene.model(self.policy)?, scene.model(self.reward)?);
+        let mut judge = self.judge.map(|judge| scene.model(judge)).transpose()?;
+        judge.iter_mut().for_each(|judge| judge.params.drop_masters());
         let value_model = reward.duplicate()?;
         reward.params.drop_masters();
         let ref_policy = ppo::reference(&policy)?;
         scene.ends("load")?;
         let learners = Learners::new(policy, value_model, &self.config, 1)?;
         let longest = self.prompts.first().copied().unwrap_or(0) + self.config.rollout.response_length;
-        for model in [&learners.policy.model, &learners.value.model, &ref_policy, &reward] {
+        for model in [&learners.policy.model, &learners.value.model, &ref_policy, &reward].into_iter().chain(&judge) {
             scene.warm(model, longest)?;
         }
         scene.trained("policy: ", &learners.policy);
         scene.trained("value model: ", &learners.value);
         scene.frozen("reference model", &ref_policy);
         scene.frozen("reward model", &reward);
+        judge.iter().for_each(|judge| scene.frozen("judge model", judge));
         scene.rest()?;
         let cast = Cast {
             policy: &learners.policy.model,
             ref_policy: &ref_policy,
             value_model: &learners.value.model,
             reward: &mut reward,
+            judge: judge.as_mut().map(|judge| judge as &mut dyn Reward),
             // No answer ends before its time.
             stop: &[],
             shaping: Shaping::default(),
         };
         let rollout = self.rehearse_rollout(scene, cast)?;
-        Ok(PpoReady { learners, rollout, _frozen: [ref_policy, reward] })
+        Ok(PpoReady { learners, rollout, _frozen: [ref_policy, reward].into_iter().chain(judge).collect() })
     }
 
     fn train(&self, ready: &mut PpoReady, rows: usize, scene: &mut Scene) -> Result<()> {

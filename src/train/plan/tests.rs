@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Job, MemoryPlan, Ppo, Preferences, Sft, make};
+use super::{Host, Job, MemoryPlan, Ppo, Preferences, Rows, Sft, make, on_host};
 use crate::config::{PpoConfig, Recompute, RewardConfig, SftConfig, defaults};
 use crate::data::encode::{PairExample, PromptExample, SftExample};
 use crate::device::emulated::Emulated;
@@ -28,6 +28,11 @@ fn config() -> ModelConfig {
     ModelConfig::parse(QWEN2, "a test").unwrap()
 }
 
+fn config_of(head_size: usize) -> ModelConfig {
+    let text = QWEN2.replace("\"head_dim\": 64", &format!("\"head_dim\": {head_size}"));
+    ModelConfig::parse(&text, "a test").unwrap()
+}
+
 /// An emulated GPU without the slow checks, which other tests make.
 fn gpu(capacity: u64) -> Device {
     let options = Options { races: false, initialised: false, ..Options::default() };
@@ -42,7 +47,7 @@ fn model(device: &Device) -> Model {
 }
 
 fn plan(job: &impl Job) -> MemoryPlan {
-    make(job, &gpu(PLENTY), PLENTY as usize).unwrap().unwrap()
+    make(job, &gpu(PLENTY), PLENTY as usize).unwrap()
 }
 
 fn phase(plan: &MemoryPlan, name: &str) -> usize {
@@ -106,7 +111,7 @@ fn fine_tuning_takes_what_is_planned() {
     assert!(share(phase(&other, "training"), measured) > 0.05, "{other:?}");
     // Without masters and with wider activations.
     let wide = gpu.clone().in_f32();
-    let planned_wide = make(&sft_job(&shape, &data, &[], &config), &wide, PLENTY as usize).unwrap().unwrap();
+    let planned_wide = make(&sft_job(&shape, &data, &[], &config), &wide, PLENTY as usize).unwrap();
     assert_close("training in f32", planned_wide.peak(), train_sft(&wide, &data, &[], &config).unwrap());
     assert!(share(planned_wide.peak(), measured) > 0.05, "{planned_wide:?}");
     // An evaluation that is larger than the training.
@@ -204,7 +209,7 @@ fn train_ppo(gpu: &Device, config: &PpoConfig) -> Result<[usize; 3]> {
     drop(ppo::reference(&policy)?);
     let load = gpu.take_memory_peak()?;
     let mut watched = Watched { model: reward_model, rollout: 0 };
-    let start = Start { policy, value_model, reward: &mut watched, stop: &[], normalize: None };
+    let start = Start { policy, value_model, reward: &mut watched, stop: &[], normalize: None, judge: None };
     let mut peaks = Peaks { gpu, last: 0 };
     ppo::train(start, &prompts(config.batch_size()), &config, &mut Journal::silent(), &mut peaks)?;
     Ok([load, watched.rollout, peaks.last])
@@ -220,7 +225,7 @@ fn ppo_takes_what_is_planned() {
     let models = [&shapes[0], &shapes[1]];
     let job = |rows, length| {
         let config = ppo_config(Some(rows), length);
-        plan(&Ppo::new(models, &prompts(config.batch_size()), &config))
+        plan(&Ppo::new(models, None, &prompts(config.batch_size()), &config))
     };
     let gpu = gpu(PLENTY);
     let (planned, other) = (job(4, 12), job(3, 12));
@@ -241,7 +246,7 @@ fn the_cache_and_the_activations_share_memory() {
         loss: crate::config::PpoLossArgs { num_mini_batches: 4, ..ppo_config(None, 1).loss },
         ..ppo_config(Some(4), 40)
     };
-    let planned = plan(&Ppo::new([&shapes[0], &shapes[1]], &prompts(config.batch_size()), &config));
+    let planned = plan(&Ppo::new([&shapes[0], &shapes[1]], None, &prompts(config.batch_size()), &config));
     let rollout = groups(&planned, |name| name.ends_with("of the rollout"));
     let training = groups(&planned, |name| name.ends_with("of the training"));
     let fixed = groups(&planned, |_| true) - rollout - training;
@@ -267,8 +272,8 @@ fn the_rows_of_a_pass_are_the_most_that_fit() {
     let capacity = peak(4) as u64 - 1;
     let usable = capacity as usize;
     let mut config = sft_config(None, 1);
-    let plan = make(&sft_job(&shape, &data, &[], &config), &gpu(capacity), usable).unwrap().unwrap();
-    assert_eq!((plan.micro_batch, plan.given), (2, false), "{plan:?}");
+    let plan = make(&sft_job(&shape, &data, &[], &config), &gpu(capacity), usable).unwrap();
+    assert_eq!((plan.micro_batch, plan.rows), (2, Rows::Fit), "{plan:?}");
     assert!(plan.summary(usable).contains("2 rows in a pass, the largest share of 8 that fits"));
     // It does fit, the next larger share does not, and the optimizer's batch is the same.
     config.optimizer.micro_batch = Some(2);
@@ -314,7 +319,7 @@ fn what_cannot_fit_is_refused_with_settings_that_do() {
 #[test]
 fn ppo_that_cannot_fit_is_refused_with_settings_that_do() {
     let shapes = [with_head(Head::Language), with_head(Head::Score)];
-    let job = |config: &PpoConfig| Ppo::new([&shapes[0], &shapes[1]], &prompts(config.batch_size()), config);
+    let job = |config: &PpoConfig| Ppo::new([&shapes[0], &shapes[1]], None, &prompts(config.batch_size()), config);
     let config = ppo_config(Some(8), 40);
     let mut half = ppo_config(Some(4), 40);
     half.optimizer.gradient_accumulation_steps = 2;
@@ -353,7 +358,7 @@ fn a_large_run_is_planned_in_seconds() {
     config.loss.num_mini_batches = 32;
     let prompt = PromptExample { ids: vec![0; 128], text: String::new(), place: String::new() };
     let started = std::time::Instant::now();
-    let plan = plan(&Ppo::new([&policy, &reward], &vec![prompt; config.batch_size()], &config));
+    let plan = plan(&Ppo::new([&policy, &reward], None, &vec![prompt; config.batch_size()], &config));
     println!("{}\n{}\n{:?} {:?}", plan.summary(80 << 30), plan.table(), plan.phases, started.elapsed());
     assert!(started.elapsed().as_secs() < 30, "{:?}", started.elapsed());
     // What an operation newly keeps shows here.
@@ -379,10 +384,28 @@ fn the_least_change_that_fits_is_named() {
     assert!(super::names_again("--a 1", "--b 2 --a 3") && !super::names_again("--c 1", "--b 2 --a 3"));
 }
 
+/// On the CPU a pass is never cut: what does not fit into what is free is told with advice, and what does not fit into
+/// the machine is refused.
 #[test]
-fn the_cpu_is_not_planned() {
-    let (shape, config) = (config(), sft_config(Some(8), 1));
-    assert_eq!(make(&sft_job(&shape, &[example(5)], &[], &config), &Device::Cpu, 0).unwrap(), None);
+fn the_cpu_warns_of_what_is_not_free_and_refuses_what_is_not_there() {
+    let (shape, data, config) = (config(), vec![example(40); 8], sft_config(None, 1));
+    let job = sft_job(&shape, &data, &[], &config);
+    let of = |taken, free, total| on_host(&job, Host { taken, free, total });
+    let (plan, advice) = of(1000, usize::MAX, usize::MAX).unwrap();
+    assert_eq!((plan.micro_batch, plan.rows, advice), (8, Rows::Usual, None));
+    assert_eq!(of(0, usize::MAX, usize::MAX).unwrap().0.peak() + 1000, plan.peak(), "the program's own memory counts");
+    assert_eq!(plan.groups.last().unwrap().1, 1000);
+    let (same, advice) = of(1000, plan.peak() - 1, plan.peak()).unwrap();
+    assert_eq!(same, plan);
+    assert!(advice.unwrap().iter().any(|words| words.starts_with("--")), "settings that fit");
+    assert_eq!(of(1000, plan.peak(), plan.peak()).unwrap().1, None);
+    let error = of(1000, plan.peak() - 1, plan.peak() - 1).unwrap_err();
+    assert_eq!((error.code(), error.id()), (Code::Resources, "memory-plan"));
+    assert!(error.to_string().contains("the machine's memory"), "{error}");
+    // Parameters, gradients and two moments in f32; sizes that no kernel serves.
+    let odd = config_of(36);
+    let plan = on_host(&sft_job(&odd, &data, &[], &config), Host { taken: 0, free: usize::MAX, total: usize::MAX });
+    assert!(plan.is_ok(), "{plan:?}");
 }
 
 /// Rows of one and of several examples: the rehearsed ones are at least as large as any that a pass can have.
