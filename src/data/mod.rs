@@ -18,6 +18,7 @@ mod model_files;
 pub mod packing;
 mod parquet;
 mod parquet_limits;
+mod parquet_shapes;
 pub(crate) mod preview;
 pub mod records;
 pub mod template;

@@ -10,7 +10,8 @@ use parquet::file::metadata::ColumnChunkMetaData;
 use parquet::file::reader::ChunkReader;
 
 use super::parquet::{MAGIC, damaged};
-use super::thrift::{Broken, Compact, Kind, Step};
+use super::parquet_shapes::{DATA_PAGE, DATA_PAGE_V2, DICTIONARY_PAGE, FOOTER, PAGE_HEADER, SCHEMA_ELEMENT};
+use super::thrift::{Broken, Compact, Kind, Shape, Step};
 use crate::error::{Error, Result};
 
 /// The longest footer, in bytes. Hundreds of row groups of dozens of columns need less than one MiB.
@@ -80,7 +81,7 @@ pub(super) fn check_footer(file: &impl ChunkReader, size: u64) -> Result<()> {
     }
     let footer = read_at(file, footer_end - length, length)?;
     let mut children = Vec::new();
-    let walk = Compact::new(&footer).fields(|walk, id, kind| match (id, kind) {
+    let walk = Compact::new(&footer).fields(FOOTER, |walk, id, kind| match (id, kind) {
         (2, Kind::List) => walk_schema(walk, &mut children).map(|()| true),
         _ => Ok(false),
     });
@@ -100,7 +101,7 @@ fn walk_schema(walk: &mut Compact, children: &mut Vec<i64>) -> Step<()> {
     }
     for _ in 0..size {
         let mut declared = 0;
-        walk.fields(|walk, id, kind| {
+        walk.fields(SCHEMA_ELEMENT, |walk, id, kind| {
             let is_count = (id, kind) == (5, Kind::Integer);
             if is_count {
                 declared = walk.integer()?;
@@ -227,14 +228,18 @@ fn read_header(file: &impl ChunkReader, at: u64, end: u64) -> Result<(Page, u64)
 
 fn walk_header(walk: &mut Compact) -> Step<Page> {
     let mut page = Page { is_compressed: true, encoding: -1, ..Page::default() };
-    walk.fields(|walk, id, kind| {
+    walk.fields(PAGE_HEADER, |walk, id, kind| {
         match (id, kind) {
             (2, Kind::Integer) => page.bytes = size_of(walk)?,
             (3, Kind::Integer) => page.compressed_bytes = size_of(walk)?,
             (5 | 7 | 8, Kind::Struct) => {
                 page.is_dictionary = id == 7;
-                let encoding_field = if id == 8 { 4 } else { 2 };
-                walk_page_kind(walk, &mut page, encoding_field)?;
+                let (known, encoding_field) = match id {
+                    5 => (DATA_PAGE, 2),
+                    7 => (DICTIONARY_PAGE, 2),
+                    _ => (DATA_PAGE_V2, 4),
+                };
+                walk_page_kind(walk, &mut page, known, encoding_field)?;
             }
             // No page header has a list; the decoder would step through one however long it says it is.
             (_, Kind::List) => return Err(Broken::Bad),
@@ -246,8 +251,13 @@ fn walk_header(walk: &mut Compact) -> Step<Page> {
 }
 
 /// The header inside the header: of a data page, of its second version, or of a dictionary.
-fn walk_page_kind(walk: &mut Compact, page: &mut Page, encoding_field: i64) -> Step<()> {
-    walk.fields(|walk, id, kind| {
+fn walk_page_kind(
+    walk: &mut Compact,
+    page: &mut Page,
+    known: &'static [(i64, Shape)],
+    encoding_field: i64,
+) -> Step<()> {
+    walk.fields(known, |walk, id, kind| {
         match (id, kind) {
             (1, Kind::Integer) => page.values = size_of(walk)?,
             (id, Kind::Integer) if id == encoding_field => page.encoding = walk.integer()?,

@@ -48,6 +48,34 @@ impl Kind {
     }
 }
 
+/// The type that a field has where its number is known.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Shape {
+    /// A truth value, which lies in the field's own header.
+    Truth,
+    Byte,
+    Integer,
+    Double,
+    Bytes,
+    List(&'static Shape),
+    /// The fields that are known, by their numbers; others may be there.
+    Struct(&'static [(i64, Shape)]),
+}
+
+impl Shape {
+    fn fits(&self, kind: Kind) -> bool {
+        match self {
+            Self::Truth => matches!(kind, Kind::True | Kind::False),
+            Self::Byte => kind == Kind::Byte,
+            Self::Integer => kind == Kind::Integer,
+            Self::Double => kind == Kind::Double,
+            Self::Bytes => kind == Kind::Bytes,
+            Self::List(_) => kind == Kind::List,
+            Self::Struct(_) => kind == Kind::Struct,
+        }
+    }
+}
+
 /// A position in bytes of the compact protocol.
 pub(super) struct Compact<'a> {
     rest: &'a [u8],
@@ -109,13 +137,22 @@ impl<'a> Compact<'a> {
         Ok((Kind::from_nibble(header & 15)?, size))
     }
 
-    /// Visits the fields of a structure. `visit` gets each field's number and type and returns whether it read the
-    /// value; what it did not read is stepped over.
-    pub(super) fn fields(&mut self, mut visit: impl FnMut(&mut Self, i64, Kind) -> Step<bool>) -> Step<()> {
-        self.fields_at(0, &mut visit)
+    /// Visits the fields of a structure whose `known` ones have these types, however deep. `visit` gets each field's
+    /// number and type and returns whether it read the value; what it did not read is stepped over.
+    pub(super) fn fields(
+        &mut self,
+        known: &'static [(i64, Shape)],
+        mut visit: impl FnMut(&mut Self, i64, Kind) -> Step<bool>,
+    ) -> Step<()> {
+        self.fields_at(0, known, &mut visit)
     }
 
-    fn fields_at(&mut self, depth: usize, visit: &mut dyn FnMut(&mut Self, i64, Kind) -> Step<bool>) -> Step<()> {
+    fn fields_at(
+        &mut self,
+        depth: usize,
+        known: &'static [(i64, Shape)],
+        visit: &mut dyn FnMut(&mut Self, i64, Kind) -> Step<bool>,
+    ) -> Step<()> {
         let mut id = 0;
         loop {
             let header = self.byte()?;
@@ -123,14 +160,22 @@ impl<'a> Compact<'a> {
                 return Ok(());
             }
             id = if header >> 4 == 0 { self.integer()? } else { id + i64::from(header >> 4) };
+            // The decoder keeps 16 bits of a number: a larger one would be another field to it.
+            if i16::try_from(id).is_err() {
+                return Err(Broken::Bad);
+            }
             let kind = Kind::from_nibble(header & 15)?;
+            let shape = known.iter().find(|(number, _)| *number == id).map(|(_, shape)| shape);
+            if shape.is_some_and(|shape| !shape.fits(kind)) {
+                return Err(Broken::Bad);
+            }
             if !visit(self, id, kind)? {
-                self.skip(kind, depth)?;
+                self.skip(kind, shape, depth)?;
             }
         }
     }
 
-    fn skip(&mut self, kind: Kind, depth: usize) -> Step<()> {
+    fn skip(&mut self, kind: Kind, shape: Option<&Shape>, depth: usize) -> Step<()> {
         if depth > DEPTH_MAX {
             return Err(Broken::Bad);
         }
@@ -151,9 +196,16 @@ impl<'a> Compact<'a> {
                 if matches!(element, Kind::True | Kind::False) && size > 0 {
                     return Err(Broken::Bad);
                 }
-                (0..size).try_for_each(|_| self.skip(element, depth + 1))
+                let inner = if let Some(Shape::List(inner)) = shape { Some(*inner) } else { None };
+                if size > 0 && inner.is_some_and(|inner| !inner.fits(element)) {
+                    return Err(Broken::Bad);
+                }
+                (0..size).try_for_each(|_| self.skip(element, inner, depth + 1))
             }
-            Kind::Struct => self.fields_at(depth + 1, &mut |_, _, _| Ok(false)),
+            Kind::Struct => {
+                let known = if let Some(Shape::Struct(known)) = shape { *known } else { &[] };
+                self.fields_at(depth + 1, known, &mut |_, _, _| Ok(false))
+            }
             // Parquet has no maps in its metadata.
             Kind::Map => Err(Broken::Bad),
         }
@@ -177,13 +229,13 @@ mod tests {
             }
             Ok(is_integer)
         };
-        assert_eq!(walk.fields(visit), Ok(()));
+        assert_eq!(walk.fields(&[], visit), Ok(()));
         assert_eq!((found, walk.left()), (vec![(1, -3), (20, 300)], 0));
     }
 
     #[test]
     fn hostile_bytes_end_the_walk() {
-        let walk = |bytes: &[u8]| Compact::new(bytes).fields(|_, _, _| Ok(false));
+        let walk = |bytes: &[u8]| Compact::new(bytes).fields(&[], |_, _, _| Ok(false));
         assert_eq!(walk(&[0x15]), Err(Broken::Short));
         assert_eq!(walk(&[0x15, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1]), Err(Broken::Bad));
         assert_eq!(walk(&[0x18, 0xff, 0xff, 0xff, 0xff, 0x0f]), Err(Broken::Short));
@@ -191,5 +243,19 @@ mod tests {
         assert_eq!(walk(&[0x19, 0x21, 1, 2, 0]), Err(Broken::Bad));
         assert_eq!(walk(&vec![0x1c; 100_000]), Err(Broken::Bad));
         assert_eq!(walk(&vec![0x19; 100_000]), Err(Broken::Bad));
+    }
+
+    #[test]
+    fn a_known_field_has_its_type() {
+        static KNOWN: &[(i64, Shape)] = &[(1, Shape::Integer), (2, Shape::List(&Shape::Struct(&[(1, Shape::Bytes)])))];
+        let walk = |bytes: &[u8]| Compact::new(bytes).fields(KNOWN, |_, _, _| Ok(false));
+        // 1: i32 -3; 2: list of a struct { 1: binary "a" }; 3: a double, of which nothing is known.
+        assert_eq!(walk(&[0x15, 5, 0x19, 0x1c, 0x18, 1, b'a', 0, 0x17, 0, 0, 0, 0, 0, 0, 0, 0, 0]), Ok(()));
+        assert_eq!(walk(&[0x29, 0, 0]), Ok(()), "an empty list, as some writers write it");
+        assert_eq!(walk(&[0x18, 0, 0]), Err(Broken::Bad), "bytes for an integer");
+        assert_eq!(walk(&[0x29, 0x15, 0, 0]), Err(Broken::Bad), "integers for structures");
+        assert_eq!(walk(&[0x29, 0x1c, 0x15, 0, 0, 0]), Err(Broken::Bad), "an integer for bytes, within");
+        // Field 65537 is field 1 to a reader that keeps 16 bits.
+        assert_eq!(walk(&[0x08, 0x82, 0x80, 0x08, 0, 0]), Err(Broken::Bad));
     }
 }

@@ -269,8 +269,12 @@ impl Journal {
         }
     }
 
-    /// Bytes in use now, where the device or the system says; the peak follows.
+    /// Bytes in use now, where the device or the system says; the peak follows. A journal that tells nobody leaves the
+    /// device's peak to its caller.
     fn memory(&mut self) -> Option<usize> {
+        if self.files.is_none() && self.voice == Voice::Quiet {
+            return None;
+        }
         let [now, peak] = self.device.memory_in_use()?;
         self.memory_peak = self.memory_peak.max(peak);
         Some(now)
