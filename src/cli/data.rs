@@ -258,7 +258,7 @@ fn check(args: &CheckArgs) -> Result<()> {
     let [errors, warnings, _] = counts;
     if errors > 0 || args.strict && warnings > 0 {
         let error =
-            Error::input("data-check", format!("the data has {errors} kinds of errors, {warnings} of warnings"));
+            Error::input("data-check", format!("the data does not pass (errors: {errors}, warnings: {warnings})"));
         let why = if errors > 0 { "training would stop at an error" } else { "--strict lets no warning pass" };
         return Err(error.at(file.display().to_string()).because(why).fix("see what is said of each above"));
     }

@@ -53,7 +53,7 @@ function keyNumbers(run) {
     plural(run.stages.length, "stage"),
   );
   const peaks = run.stages.map((stage) => stage.memory_peak).filter(isNumber);
-  add("Memory", peaks.length ? Math.max(...peaks) : null, "bytes", "at the peak");
+  add("Memory", peaks.length ? Math.max(...peaks) : null, "bytes", "the most that was seen");
   return list;
 }
 
