@@ -33,7 +33,7 @@ pub(super) struct ChatArgs {
     #[arg(help_heading = "Answers", long, default_value_t = 0.7, value_parser = crate::config::temperature_or_greedy)]
     temperature: f64,
     /// Sample among the k most likely tokens; 0 means all
-    #[arg(help_heading = "Answers", long, default_value_t = 0)]
+    #[arg(help_heading = "Answers", long, default_value_t = 0, value_parser = crate::config::count)]
     top_k: usize,
     /// Sample among the most likely tokens that hold this much probability
     #[arg(help_heading = "Answers", long, default_value_t = 1.0, value_parser = crate::config::share)]
@@ -42,7 +42,7 @@ pub(super) struct ChatArgs {
     #[arg(help_heading = "Answers", long, default_value_t = 512, value_parser = crate::config::at_least_one())]
     max_new_tokens: usize,
     /// Random numbers of the answers; each answer of a chat draws its own
-    #[arg(help_heading = "Answers", long, default_value_t = 42)]
+    #[arg(help_heading = "Answers", long, default_value_t = 42, value_parser = crate::config::seed)]
     seed: u64,
     /// Where to compute: auto, cpu, cuda, cuda:N (the N-th GPU, from 0), emulated
     #[arg(help_heading = "Input and output", long, default_value = "auto")]
@@ -154,7 +154,7 @@ impl Screen {
             self.write(&shown(piece))?;
             Ok(watch.noted().is_none())
         });
-        let signal = watch.noted();
+        let signal = watch.take();
         drop(watch);
         let Answer { tokens, stopped, dropped } = answer?;
         self.write("\n")?;

@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::session::{check_output, every_row};
-use crate::data::encode::{PromptOptions, encode_prompts};
-use crate::data::records::open_rows;
+use crate::data::encode::{PromptExample, PromptOptions, encode_prompts};
+use crate::data::records::{Row, open_rows};
 use crate::device::Device;
 use crate::disk::write_file_with;
 use crate::error::{Error, Result};
 use crate::model::config::Head;
-use crate::model::generate::{Generation, Sampling};
+use crate::model::generate::{Generation, Response, Sampling};
 use crate::random::Stage;
 use crate::train::pretrained::Pretrained;
 
@@ -48,8 +48,55 @@ pub(super) struct GenerateArgs {
     device: String,
 }
 
+/// How the answers of a command are drawn.
+pub(super) struct Answering {
+    pub(super) sampling: Sampling,
+    pub(super) max_new_tokens: usize,
+    pub(super) seed: u64,
+}
+
+/// The prompts among `rows`, of which every one must be right and leave room for its answer.
+pub(super) fn prompts(
+    loaded: &Pretrained,
+    rows: impl Iterator<Item = Result<Row>>,
+    max_new_tokens: usize,
+) -> Result<Vec<PromptExample>> {
+    let options =
+        PromptOptions { context: loaded.model.config().max_positions, response_length: max_new_tokens, strict: true };
+    let encoded = encode_prompts(rows, &loaded.tokenizer, loaded.template.as_ref(), &options);
+    Ok(encoded.map_err(|error| in_words_of_this(every_row(error)))?.examples)
+}
+
+/// Answers all prompts; `each` gets every one's index and answer, and the answer's text, in order. An answer depends on
+/// its prompt and index alone.
+pub(super) fn answer(
+    loaded: &Pretrained,
+    prompts: &[PromptExample],
+    answering: &Answering,
+    mut each: impl FnMut(usize, &Response, String) -> Result<()>,
+) -> Result<()> {
+    let (stop, weights) = (loaded.stop_tokens()?, loaded.model.frozen()?);
+    for (batch, prompts) in prompts.chunks(BATCH).enumerate() {
+        let generation = Generation {
+            sampling: answering.sampling,
+            max_new_tokens: answering.max_new_tokens,
+            stop: &stop,
+            seed: answering.seed,
+            stage: Stage::Generate,
+            step: 0,
+            first_row: (batch * BATCH) as u32,
+            slots: None,
+        };
+        let queries: Vec<&[i32]> = prompts.iter().map(|p| &p.ids[..]).collect();
+        for (i, response) in loaded.model.generate(&weights, &queries, &generation)?.responses.iter().enumerate() {
+            each(batch * BATCH + i, response, loaded.tokenizer.decode(&response.tokens, true)?)?;
+        }
+    }
+    Ok(())
+}
+
 /// The advice of [`encode_prompts`], which speaks of PPO's option.
-pub(super) fn in_words_of_this(error: Error) -> Error {
+fn in_words_of_this(error: Error) -> Error {
     match error.id() {
         "prompt-too-long" => error.fix("shorten or remove these prompts, or lower --max-new-tokens"),
         "response-length" => error.fix("lower --max-new-tokens"),
@@ -69,42 +116,20 @@ pub(super) fn run(args: &GenerateArgs) -> Result<()> {
             .at(args.model_name_or_path.display().to_string())
             .fix("a reward model scores: use `rlhf score`"));
     }
-    let options = PromptOptions {
-        context: loaded.model.config().max_positions,
-        response_length: args.max_new_tokens,
-        strict: true,
-    };
-    let rows = open_rows(&args.prompts)?;
-    let encoded = encode_prompts(rows, &loaded.tokenizer, loaded.template.as_ref(), &options);
-    let prompts = encoded.map_err(|error| in_words_of_this(every_row(error)))?.examples;
-    let stop = loaded.stop_tokens()?;
-    let weights = loaded.model.frozen()?;
+    let prompts = prompts(&loaded, open_rows(&args.prompts)?, args.max_new_tokens)?;
+    let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p };
+    let answering = Answering { sampling, max_new_tokens: args.max_new_tokens, seed: args.seed };
     write_file_with(&args.output, |file| {
-        for (batch, prompts) in prompts.chunks(BATCH).enumerate() {
-            let generation = Generation {
-                sampling: Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p },
-                max_new_tokens: args.max_new_tokens,
-                stop: &stop,
-                seed: args.seed,
-                stage: Stage::Generate,
-                step: 0,
-                first_row: (batch * BATCH) as u32,
-                slots: None,
-            };
-            let queries: Vec<&[i32]> = prompts.iter().map(|p| &p.ids[..]).collect();
-            let responses = loaded.model.generate(&weights, &queries, &generation)?.responses;
-            for (i, (prompt, response)) in prompts.iter().zip(responses).enumerate() {
-                let row = json!({
-                    "index": batch * BATCH + i,
-                    "prompt": prompt.text,
-                    "completion": loaded.tokenizer.decode(&response.tokens, true)?,
-                    "tokens": response.tokens,
-                    "logprobs": response.logprobs,
-                    "finish_reason": if response.stopped { "stop" } else { "length" },
-                });
-                file.write(format!("{row}\n").as_bytes())?;
-            }
-        }
-        Ok(())
+        answer(&loaded, &prompts, &answering, |index, response, text| {
+            let row = json!({
+                "index": index,
+                "prompt": prompts[index].text,
+                "completion": text,
+                "tokens": response.tokens,
+                "logprobs": response.logprobs,
+                "finish_reason": if response.stopped { "stop" } else { "length" },
+            });
+            file.write(format!("{row}\n").as_bytes())
+        })
     })
 }

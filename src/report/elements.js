@@ -24,6 +24,11 @@ const el = (tag, attributes, ...children) => build(document.createElement(tag), 
 const draw = (tag, attributes, ...children) =>
   build(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 
+// A table of rows, with the cells of its head if it has one, and a row that begins with its name.
+const tabular = (rows, head) =>
+  el("table", null, head && el("thead", null, el("tr", null, head)), el("tbody", null, rows));
+const named = (name, ...cells) => el("tr", null, el("th", { scope: "row" }, name), cells);
+
 // Characters that a reader would not see, or that would turn the text around: controls but line feed and tab,
 // directional and zero-width characters, line separators, lone surrogates.
 const HIDDEN =

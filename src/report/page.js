@@ -161,34 +161,17 @@ function numbersSection() {
     el(
       "div",
       { class: "scroll" },
-      el(
-        "table",
-        null,
-        el(
-          "thead",
-          null,
-          el(
-            "tr",
-            null,
-            el("th", null, ""),
-            RUNS.map((run) => el("th", { class: "num", scope: "col" }, plain(run.name))),
+      tabular(
+        names.map((name) =>
+          named(
+            name,
+            lists.map((list) => {
+              const k = list.find((entry) => entry.name === name);
+              return el("td", { class: "num" }, k ? number(k.value, k.kind) : "–");
+            }),
           ),
         ),
-        el(
-          "tbody",
-          null,
-          names.map((name) =>
-            el(
-              "tr",
-              null,
-              el("th", { scope: "row" }, name),
-              lists.map((list) => {
-                const k = list.find((entry) => entry.name === name);
-                return el("td", { class: "num" }, k ? number(k.value, k.kind) : "–");
-              }),
-            ),
-          ),
-        ),
+        [el("th", null, ""), RUNS.map((run) => el("th", { class: "num", scope: "col" }, plain(run.name)))],
       ),
     ),
   );

@@ -76,31 +76,16 @@ function settingsSection() {
       el(
         "div",
         { class: "scroll" },
-        el(
-          "table",
-          null,
-          el(
-            "thead",
-            null,
+        tabular(
+          rows.map((row) =>
             el(
               "tr",
-              null,
-              el("th", null, "Setting"),
-              RUNS.map((run) => el("th", { scope: "col" }, plain(run.name))),
+              { class: row.differs ? "differs" : null },
+              el("th", { scope: "row" }, row.name),
+              row.values.map((v) => el("td", null, v)),
             ),
           ),
-          el(
-            "tbody",
-            null,
-            rows.map((row) =>
-              el(
-                "tr",
-                { class: row.differs ? "differs" : null },
-                el("th", { scope: "row" }, row.name),
-                row.values.map((v) => el("td", null, v)),
-              ),
-            ),
-          ),
+          [el("th", null, "Setting"), RUNS.map((run) => el("th", { scope: "col" }, plain(run.name)))],
         ),
       );
     const [other, same] = [rows.filter((row) => row.differs), rows.filter((row) => !row.differs)];
@@ -163,17 +148,7 @@ function dataSection() {
             .filter(Boolean)
             .join(" · "),
         ),
-        el(
-          "table",
-          null,
-          el(
-            "tbody",
-            null,
-            rows.map(([name, n]) =>
-              el("tr", null, el("th", { scope: "row" }, name), el("td", { class: "num" }, number(n, "count"))),
-            ),
-          ),
-        ),
+        tabular(rows.map(([name, n]) => named(name, el("td", { class: "num" }, number(n, "count"))))),
       );
     }),
   );
@@ -240,17 +215,7 @@ function reproduceSection() {
             "details",
             { open: RUNS.length === 1 && RUNS[0].stages.length < 2 },
             el("summary", null, "Build, hardware and hashes of the inputs"),
-            el(
-              "table",
-              null,
-              el(
-                "tbody",
-                null,
-                rows.map(([name, v]) =>
-                  el("tr", null, el("th", { scope: "row" }, name), el("td", { class: "mono" }, plain(v))),
-                ),
-              ),
-            ),
+            tabular(rows.map(([name, v]) => named(name, el("td", { class: "mono" }, plain(v))))),
           ),
         );
       }),

@@ -388,7 +388,7 @@ impl Keeper for Checkpoints<'_> {
     }
 
     fn after(&mut self, step: usize, total: usize, state: &mut State<'_>) -> Result<()> {
-        let signal = self.watch.as_ref().and_then(Watch::noted);
+        let signal = self.watch.as_ref().and_then(Watch::take);
         if signal.is_none() && !self.is_due(step) {
             return Ok(());
         }

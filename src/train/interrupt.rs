@@ -41,10 +41,10 @@ pub(crate) fn prepare() {
 pub(crate) struct Watch(());
 
 impl Watch {
-    /// Begins to note.
+    /// Begins to note. A signal that nobody has answered is still there: one that came after a stage's last step, while
+    /// its result was written, stops the next stage.
     pub(crate) fn begin() -> Self {
         if let Some(flags) = FLAGS.get_or_init(install) {
-            flags.noted.store(0, Ordering::SeqCst);
             flags.at_once.store(false, Ordering::SeqCst);
         }
         Self(())
@@ -52,12 +52,20 @@ impl Watch {
 
     /// The signal that was noted.
     pub(crate) fn noted(&self) -> Option<Signal> {
-        let number = FLAGS.get().and_then(Option::as_ref).map_or(0, |flags| flags.noted.load(Ordering::SeqCst));
-        match number as i32 {
-            SIGINT => Some(Signal::Interrupt),
-            SIGTERM => Some(Signal::Terminate),
-            _ => None,
-        }
+        signal(FLAGS.get()?.as_ref()?.noted.load(Ordering::SeqCst))
+    }
+
+    /// The signal that was noted, which the caller answers.
+    pub(crate) fn take(&self) -> Option<Signal> {
+        signal(FLAGS.get()?.as_ref()?.noted.swap(0, Ordering::SeqCst))
+    }
+}
+
+fn signal(number: usize) -> Option<Signal> {
+    match number as i32 {
+        SIGINT => Some(Signal::Interrupt),
+        SIGTERM => Some(Signal::Terminate),
+        _ => None,
     }
 }
 

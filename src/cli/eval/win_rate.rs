@@ -5,19 +5,19 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
+use super::super::generate::{self, Answering};
 use super::super::session::{check_output, every_row};
 use super::judge::{Verdicts, read_answers, read_verdicts};
 use super::{Findings, check_head, percent};
-use crate::data::encode::{PairOptions, PromptOptions, encode_pairs, encode_prompts};
+use crate::data::encode::{PairOptions, encode_pairs};
 use crate::data::formats::{self, Turns};
 use crate::data::records::{Row, read_rows};
 use crate::device::Device;
 use crate::disk::write_file_with;
 use crate::error::{Error, Result};
 use crate::model::config::Head;
-use crate::model::generate::{Generation, Sampling};
+use crate::model::generate::Sampling;
 use crate::objective::win_rate::Record;
-use crate::random::Stage;
 use crate::train::metrics::Journal;
 use crate::train::pretrained::Pretrained;
 use crate::train::reward::{check_scores, evaluate};
@@ -86,14 +86,16 @@ pub(super) struct WinRateArgs {
     )]
     temperature: f64,
     /// Sample among the k most likely tokens; 0 means all
-    #[arg(help_heading = "Answers", long, default_value_t = 0, conflicts_with = "answers")]
+    #[arg(help_heading = "Answers")]
+    #[arg(long, default_value_t = 0, value_parser = crate::config::count, conflicts_with = "answers")]
     top_k: usize,
     /// Sample among the most likely tokens that hold this much probability
     #[arg(help_heading = "Answers")]
     #[arg(long, default_value_t = 1.0, value_parser = crate::config::share, conflicts_with = "answers")]
     top_p: f64,
     /// Random numbers of the answers
-    #[arg(help_heading = "Answers", long, default_value_t = 42, conflicts_with = "answers")]
+    #[arg(help_heading = "Answers")]
+    #[arg(long, default_value_t = 42, value_parser = crate::config::seed, conflicts_with = "answers")]
     seed: u64,
     /// Where to compute: auto, cpu, cuda, cuda:N (the N-th GPU, from 0), emulated
     #[arg(help_heading = "Input and output", long, default_value = "auto", conflicts_with = "answers")]
@@ -103,7 +105,7 @@ pub(super) struct WinRateArgs {
     json: bool,
 }
 
-/// Prompts answered, and pairs scored, between two looks at the clock.
+/// Pairs scored between two looks at the clock.
 const BATCH: usize = 64;
 /// Two answers are of similar length if the shorter one has this share of the longer one's characters.
 const SIMILAR: f64 = 0.8;
@@ -183,35 +185,16 @@ fn answer(
     journal: &mut Journal,
 ) -> Result<Vec<(String, bool)>> {
     let loaded = Pretrained::load(device, dir)?;
-    let options = PromptOptions {
-        context: loaded.model.config().max_positions,
-        response_length: args.max_new_tokens,
-        strict: true,
-    };
-    let rows = rows.iter().cloned().map(Ok);
-    let prompts = encode_prompts(rows, &loaded.tokenizer, loaded.template.as_ref(), &options)
-        .map_err(|error| super::super::generate::in_words_of_this(every_row(error)))?
-        .examples;
-    let (stop, weights) = (loaded.stop_tokens()?, loaded.model.frozen()?);
+    let prompts = generate::prompts(&loaded, rows.iter().cloned().map(Ok), args.max_new_tokens)?;
+    let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p };
+    let answering = Answering { sampling, max_new_tokens: args.max_new_tokens, seed: args.seed };
     let mut answers = Vec::with_capacity(prompts.len());
     journal.begin(role, prompts.len());
-    for (batch, prompts) in prompts.chunks(BATCH).enumerate() {
-        let generation = Generation {
-            sampling: Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p },
-            max_new_tokens: args.max_new_tokens,
-            stop: &stop,
-            seed: args.seed,
-            stage: Stage::Generate,
-            step: 0,
-            first_row: (batch * BATCH) as u32,
-            slots: None,
-        };
-        let queries: Vec<&[i32]> = prompts.iter().map(|p| &p.ids[..]).collect();
-        for response in loaded.model.generate(&weights, &queries, &generation)?.responses {
-            answers.push((loaded.tokenizer.decode(&response.tokens, true)?, response.stopped));
-        }
+    generate::answer(&loaded, &prompts, &answering, |_, response, text| {
+        answers.push((text, response.stopped));
         journal.progress(answers.len(), "answers");
-    }
+        Ok(())
+    })?;
     journal.end()?;
     Ok(answers)
 }
